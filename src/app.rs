@@ -1,0 +1,1 @@
+//! Wires, binds, spawns and waits.

@@ -1,0 +1,185 @@
+//! The boot gate: the one function that says whether a MAC may netboot now, and into what. Pure.
+//!
+//! DHCP, TFTP, every HTTP boot route and every rendered file ask [`BootTable::answer`]; nothing else decides
+//! (invariant I13). The table is in memory and is fed by the executor: a packet never waits for the store or
+//! for a pool. `render` makes the files, `sink` is how the shells tell what they saw.
+
+pub mod render;
+pub mod sink;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, RwLock},
+};
+
+use crate::{
+    config::BootFiles,
+    machine::MacAddr,
+    secret::{Token, TokenHash},
+};
+
+/// What the boot services know of one machine.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// The NIC.
+    pub mac: MacAddr,
+    /// The VM's name label.
+    pub name: String,
+    /// The VM's uuid.
+    pub vm_uuid: String,
+    /// The attempt whose gate is open.
+    pub armed: Option<Arc<Armed>>,
+}
+
+/// An armed attempt: what it may fetch, and with which tokens.
+#[derive(Debug)]
+pub struct Armed {
+    /// The job's id.
+    pub job: String,
+    /// Its attempt, from 1.
+    pub attempt: u32,
+    /// The VM's name label.
+    pub vm_name: String,
+    /// The VM's uuid.
+    pub vm_uuid: String,
+    /// The NIC that boots.
+    pub mac: MacAddr,
+    /// Opens boot files and the answer file.
+    pub render: Token,
+    /// Opens reports.
+    pub report: Token,
+    /// Opens the `booted` report; written into the target by the answer file.
+    pub booted: Token,
+    /// What to boot.
+    pub files: BootFiles,
+    /// The profile's name.
+    pub profile: String,
+    /// Template variables, merged (global < profile < machine).
+    pub variables: BTreeMap<String, serde_json::Value>,
+    /// The disk to install to, as VBD.userdevice and size in bytes.
+    pub disk: Option<(String, u64)>,
+    /// How far the attempt is.
+    pub phase: ArmPhase,
+}
+
+/// How far an armed attempt is (design: Boot gate).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ArmPhase {
+    /// Loader and script may be asked for, again and again.
+    Booting,
+    /// The answer file was fetched or a report came: a new netboot is refused, the answer file may still be repeated.
+    Installing,
+}
+
+/// A question to the gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ask<'a> {
+    /// A PXE client's DHCP packet, or any boot file named by MAC: loader, script, PXELINUX configuration.
+    Netboot {
+        /// Who asks.
+        mac: MacAddr,
+    },
+    /// A kernel or initrd by the render token.
+    File {
+        /// As presented.
+        token: &'a str,
+    },
+    /// The answer file by the render token.
+    AnswerFile {
+        /// As presented.
+        token: &'a str,
+    },
+}
+
+/// The gate's answer.
+#[derive(Debug, Clone)]
+pub enum Answer {
+    /// Nobody we know: proxy DHCP is silent, HTTP and TFTP give their one 404.
+    Unknown,
+    /// A machine that we know and that may not netboot now: local boot at once.
+    Refused(Machine),
+    /// Boot this.
+    Boot(Arc<Armed>),
+}
+
+/// The machines and open attempts. Behind [`Gate`] for the shells.
+#[derive(Debug, Default)]
+pub struct BootTable {
+    machines: HashMap<MacAddr, Machine>,
+    renders: HashMap<TokenHash, MacAddr>,
+}
+
+impl BootTable {
+    /// Adds a machine, or replaces what was known of it. `armed: None` closes its gate.
+    pub fn publish(&mut self, machine: Machine) {
+        self.forget(machine.mac);
+        if let Some(armed) = &machine.armed {
+            self.renders.insert(armed.render.hash(), machine.mac);
+        }
+        self.machines.insert(machine.mac, machine);
+    }
+
+    /// Removes a machine: it is a stranger from now on.
+    pub fn forget(&mut self, mac: MacAddr) {
+        if let Some(armed) = self.machines.remove(&mac).and_then(|machine| machine.armed) {
+            self.renders.remove(&armed.render.hash());
+        }
+    }
+
+    /// The machine with this MAC.
+    pub fn machine(&self, mac: MacAddr) -> Option<&Machine> {
+        self.machines.get(&mac)
+    }
+
+    /// How many machines are known.
+    pub fn len(&self) -> usize {
+        self.machines.len()
+    }
+
+    /// No machine is known.
+    pub fn is_empty(&self) -> bool {
+        self.machines.is_empty()
+    }
+
+    /// The decision.
+    pub fn answer(&self, ask: Ask<'_>) -> Answer {
+        match ask {
+            Ask::Netboot { mac } => match self.machines.get(&mac) {
+                None => Answer::Unknown,
+                Some(machine) => match &machine.armed {
+                    Some(armed) if armed.phase == ArmPhase::Booting => Answer::Boot(Arc::clone(armed)),
+                    Some(_) | None => Answer::Refused(machine.clone()),
+                },
+            },
+            Ask::File { token } | Ask::AnswerFile { token } => {
+                let machine = self.renders.get(&TokenHash::of(token)).and_then(|mac| self.machines.get(mac));
+                match machine.and_then(|machine| machine.armed.as_ref()) {
+                    Some(armed) => Answer::Boot(Arc::clone(armed)),
+                    None => Answer::Unknown,
+                }
+            }
+        }
+    }
+}
+
+/// The table as the shells share it: publishing returns after every later answer sees it (the acknowledgement of
+/// arm and disarm).
+#[derive(Debug, Clone, Default)]
+pub struct Gate(Arc<RwLock<BootTable>>);
+
+impl Gate {
+    /// The decision (see [`BootTable::answer`]).
+    pub fn answer(&self, ask: Ask<'_>) -> Answer {
+        self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner).answer(ask)
+    }
+
+    /// Whether a MAC is known.
+    pub fn knows(&self, mac: MacAddr) -> bool {
+        self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner).machine(mac).is_some()
+    }
+
+    /// Changes the table.
+    pub fn update(&self, change: impl FnOnce(&mut BootTable)) {
+        change(&mut self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner));
+    }
+}

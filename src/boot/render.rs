@@ -1,0 +1,1 @@
+//! Templates and boot scripts. Pure.

@@ -1,0 +1,89 @@
+//! How the boot services tell what they saw. The executor implements [`Sink`]; the shells hold it as `Arc<dyn Sink>`.
+
+use std::{fmt, net::IpAddr};
+
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+
+use crate::{machine::MacAddr, secret::TokenHash};
+
+/// A sign of life of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sign {
+    /// A DHCP DISCOVER or REQUEST of a PXE client.
+    Dhcp,
+    /// A PXE client that the gate refused.
+    NetbootRefused,
+    /// A loader, by TFTP.
+    Loader,
+    /// The boot script or PXELINUX configuration.
+    Script,
+    /// The kernel.
+    Kernel,
+    /// The initrd.
+    Initrd,
+    /// A DHCP lease to a client that is not PXE.
+    Lease,
+}
+
+/// One sign, with who and from where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// The machine.
+    pub mac: MacAddr,
+    /// What it did.
+    pub sign: Sign,
+    /// From which address, where it has one.
+    pub peer: Option<IpAddr>,
+}
+
+/// A report as it came in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// SHA-256 of the token in the path.
+    pub token: TokenHash,
+    /// The stage in the path: started, partitioned, base, packages, late, done, failed, booted.
+    pub stage: String,
+    /// Up to 64 KiB.
+    pub body: Vec<u8>,
+    /// Who sent it.
+    pub peer: Option<IpAddr>,
+    /// It came by GET (accepted only where the profile says so).
+    pub by_get: bool,
+}
+
+/// What the reporter is told. Each is answered only after it is durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ReportAnswer {
+    /// Taken: 201.
+    Accepted,
+    /// Taken before: 200.
+    Already,
+    /// The job does not take this report any more: 410.
+    Closed,
+    /// No such token: 404.
+    Unknown,
+    /// GET where the profile wants POST: 405.
+    WrongMethod,
+    /// The store is away: 503 with Retry-After; the reporter tries again.
+    Later,
+}
+
+/// Where signs and reports go.
+pub trait Sink: Send + Sync + fmt::Debug {
+    /// A sign. Never blocks and never fails; many of one kind may be folded into one.
+    fn seen(&self, seen: Seen);
+
+    /// The answer file is about to be given out. Returns once that is durable: `true`: give it; `false`: the
+    /// attempt has had its ten, or is over.
+    fn answer_fetched<'a>(&'a self, token: TokenHash, peer: Option<IpAddr>) -> BoxFuture<'a, Result<bool, Unavailable>>;
+
+    /// A report.
+    fn report(&self, report: Report) -> BoxFuture<'_, ReportAnswer>;
+}
+
+/// The store is away just now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the store cannot be written just now")]
+pub struct Unavailable;

@@ -1,0 +1,293 @@
+//! The configuration: [`Config`] is checked and has nothing left to guess; `raw` is the file as written, `check`
+//! turns one into the other and reports every problem at once. Reading and checking opens nothing but the file
+//! itself and the secret files it names.
+
+use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{machine::MacAddr, secret::Secret};
+
+/// A checked configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `server.name`: the owner that stands in our claims.
+    pub server_name: String,
+    /// `server.state_dir`: database, token key, lock.
+    pub state_dir: PathBuf,
+    /// The pools, by name.
+    pub pools: BTreeMap<String, PoolConfig>,
+    /// DHCP, per interface; empty: somebody else's DHCP and PXE serve.
+    pub dhcp: Vec<DhcpInterface>,
+    /// TFTP; `None`: off.
+    pub tftp: Option<TftpConfig>,
+    /// The boot HTTP listener; `None`: off.
+    pub http: Option<HttpConfig>,
+    /// The admin listener.
+    pub admin: AdminConfig,
+    /// Profiles, by name.
+    pub profiles: BTreeMap<String, Profile>,
+    /// What is known of machines, by VM name or uuid.
+    pub machines: BTreeMap<String, MachineConfig>,
+    /// Limits.
+    pub limits: Limits,
+    /// Deadlines.
+    pub deadlines: Deadlines,
+    /// Where templates that override the embedded ones are.
+    pub template_dir: Option<PathBuf>,
+}
+
+/// One pool.
+#[derive(Debug, Clone)]
+pub struct PoolConfig {
+    /// The key in `[pool.NAME]`.
+    pub name: String,
+    /// `https://…` or, when `plain_http` says so, `http://…`; scheme, host and port only.
+    pub url: String,
+    /// Other members that a HOST_IS_SLAVE answer may name (host or host:port).
+    pub members: Vec<String>,
+    /// The account.
+    pub user: String,
+    /// From `password_file` or `$CREDENTIALS_DIRECTORY/<name>`.
+    pub password: Secret,
+    /// How the server's certificate is judged.
+    pub tls: TlsTrust,
+    /// Which VMs jobs may touch; empty: none are excluded. Each is `tag=T`, `name~GLOB`, `uuid=U`.
+    pub allow: Vec<String>,
+}
+
+/// How a pool's certificate is judged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TlsTrust {
+    /// By this CA file (PEM).
+    Ca(PathBuf),
+    /// The leaf certificate's SHA-256 is one of these.
+    Pins(Vec<[u8; 32]>),
+    /// Not at all; said so in the configuration.
+    Insecure,
+    /// Plain HTTP; said so in the configuration (`plain_http = true`).
+    PlainHttp,
+}
+
+/// DHCP on one interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DhcpInterface {
+    /// The device that the socket is bound to, such as `eth1`.
+    pub interface: String,
+    /// What we do there.
+    pub mode: DhcpMode,
+    /// Our address there: siaddr, option 54, and the host in boot URLs.
+    pub address: Ipv4Addr,
+    /// 67 unless a test or the demo says otherwise.
+    pub server_port: u16,
+    /// 68 unless a test or the demo says otherwise.
+    pub client_port: u16,
+    /// 4011 unless a test or the demo says otherwise (proxy mode).
+    pub proxy_port: u16,
+}
+
+/// What our DHCP does on an interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DhcpMode {
+    /// Adds boot options beside an existing DHCP server; never leases.
+    Proxy,
+    /// Is the DHCP server.
+    Server(DhcpPool),
+}
+
+/// The addresses of server mode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DhcpPool {
+    /// First and last address given to clients.
+    pub range: (Ipv4Addr, Ipv4Addr),
+    /// Subnet mask.
+    pub netmask: Ipv4Addr,
+    /// Option 3.
+    pub router: Option<Ipv4Addr>,
+    /// Option 6.
+    pub dns: Vec<Ipv4Addr>,
+    /// Option 51.
+    pub lease: Duration,
+    /// Fixed addresses.
+    pub reservations: BTreeMap<MacAddr, Ipv4Addr>,
+    /// Lease to MACs that no machine or reservation names.
+    pub lease_to_strangers: bool,
+}
+
+/// TFTP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TftpConfig {
+    /// One server per address (a reply must leave from the address that was asked).
+    pub listen: Vec<std::net::SocketAddrV4>,
+    /// The published files.
+    pub root: PathBuf,
+    /// Bind the sockets to this device (the demo: `lo`).
+    pub device: Option<String>,
+}
+
+/// The boot HTTP listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpConfig {
+    /// Where it listens.
+    pub listen: std::net::SocketAddrV4,
+    /// What clients are told, such as `http://10.0.0.2:8080`; default from `listen`.
+    pub public_url: String,
+    /// Kernels, initrds and what profiles name; default: `tftp.root`.
+    pub root: PathBuf,
+    /// Bind the socket to this device (the demo: `lo`).
+    pub device: Option<String>,
+}
+
+/// The admin listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminConfig {
+    /// The unix socket; default `/run/bootflip/admin.sock`.
+    pub socket: PathBuf,
+}
+
+/// What to install, and how to know that it is done. A job keeps a copy from its creation on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Profile {
+    /// The key in `[profile.NAME]`.
+    pub name: String,
+    /// Install or rescue.
+    pub kind: ProfileKind,
+    /// Our boot files; `None`: a deployment server that is already in place does the boot.
+    pub boot: Option<BootFiles>,
+    /// How completion is known.
+    pub completion: Completion,
+    /// With `halt`: sooner than this is no installation.
+    pub min_install: Duration,
+    /// What proves that the new system lives.
+    pub evidence: EvidenceKind,
+    /// Weak evidence counts as success.
+    pub accept_weak: bool,
+    /// Reports may come as GET (for tools that cannot POST).
+    pub report_by_get: bool,
+    /// VBD.userdevice of the disk to install to; `None`: the only writable one.
+    pub disk: Option<String>,
+    /// Variables for templates: profile's over global, machine's over these.
+    pub variables: BTreeMap<String, serde_json::Value>,
+}
+
+/// Install erases the disk; rescue does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProfileKind {
+    /// An unattended installation.
+    Install,
+    /// Recovery mode: HVM network boot once.
+    Rescue,
+}
+
+/// The files of a network boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootFiles {
+    /// Path under the HTTP root.
+    pub kernel: String,
+    /// Paths under the HTTP root.
+    pub initrd: Vec<String>,
+    /// Kernel arguments, a template.
+    pub args: String,
+    /// The answer file's template, by name (`preseed.j2`).
+    pub answer: Option<String>,
+}
+
+/// How completion is known (design: Completion).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Completion {
+    /// A `done` report, and Halted.
+    Report,
+    /// Halted, long enough after the start.
+    Halt,
+    /// Whichever holds first.
+    Either,
+}
+
+/// What a profile names as life of the new system (evidence, part b).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EvidenceKind {
+    /// The `booted` report with the job's third token.
+    Report,
+    /// A DHCP lease to a client that is not PXE, after the PV start (weak: the old system could do it too).
+    Lease,
+    /// An address from the guest agent (weak).
+    Agent,
+    /// None is to be had (weak).
+    None,
+}
+
+/// What is known of one machine beyond the pool's record.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MachineConfig {
+    /// The NIC that boots, when the VM has several.
+    pub mac: Option<MacAddr>,
+    /// Overrides the profile's.
+    pub disk: Option<String>,
+    /// The profile to use when `deploy` names none.
+    pub profile: Option<String>,
+    /// Template variables.
+    pub variables: BTreeMap<String, serde_json::Value>,
+}
+
+/// Limits, each with its unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Installations at once per pool.
+    pub installs_per_pool: u32,
+    /// XenAPI calls at once per pool.
+    pub calls_per_pool: u32,
+}
+
+/// Deadlines (design: Completion). Each counts from the PV or HVM start unless said otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deadlines {
+    /// First DHCP packet; 2 min.
+    pub dhcp: Duration,
+    /// Kernel fetched; 5 min.
+    pub kernel: Duration,
+    /// Answer file fetched; 10 min.
+    pub answer: Duration,
+    /// First report; 20 min.
+    pub first_stage: Duration,
+    /// The whole installation; 120 min.
+    pub install: Duration,
+    /// Halted after a `done` report; 5 min.
+    pub halt_after_report: Duration,
+    /// A report in flight after Halted; 60 s.
+    pub report_after_halt: Duration,
+    /// The PV start, from its first try; 3 min.
+    pub pv_start: Duration,
+    /// Evidence, from the PV start; 10 min.
+    pub evidence: Duration,
+    /// One effect's retries before the job gives up; 10 min.
+    pub effect: Duration,
+    /// A clean shutdown before a hard one; 2 min.
+    pub clean_shutdown: Duration,
+    /// How often the pool is asked when no event came; 15 s.
+    pub poll: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        const fn minutes(n: u64) -> Duration {
+            Duration::from_secs(n * 60)
+        }
+        Self {
+            dhcp: minutes(2),
+            kernel: minutes(5),
+            answer: minutes(10),
+            first_stage: minutes(20),
+            install: minutes(120),
+            halt_after_report: minutes(5),
+            report_after_halt: minutes(1),
+            pv_start: minutes(3),
+            evidence: minutes(10),
+            effect: minutes(10),
+            clean_shutdown: minutes(2),
+            poll: Duration::from_secs(15),
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! The typed repository of jobs. (Provision's author fills this in.)

@@ -1,0 +1,4 @@
+//! The one integration binary. Each area is a module; shared tools are in `common`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::print_stdout)]
+
+mod common;
