@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use super::*;
 
 fn check_value(inner: &str, wanted: &Value) {
