@@ -4,6 +4,7 @@
 //! disk), and is visible to every later `get`, `list` and `watch`. Backends: [`memory`] for tests and the
 //! simulation, [`sqlite`] for the server. `jobs` is the typed repository of jobs.
 
+mod feed;
 pub mod jobs;
 pub mod memory;
 pub mod sqlite;
