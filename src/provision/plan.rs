@@ -231,7 +231,7 @@ pub fn holds_claim(job: &Job, seen: &Observed) -> bool {
 /// What a refused or lost call means for the effect: a pause, the end, or nothing (look at the VM).
 fn after_refusal(effect: Effect, job: &Job, trail: &Trail, now: Timestamp) -> Option<Plan> {
     let (at, call, CallResult::Failed(error)) = trail.last()? else { return None };
-    if matches!(effect, Effect::Start | Effect::StartPv | Effect::Sync | Effect::Claim) || *call == Call::CleanShutdown {
+    if matches!(effect, Effect::Start | Effect::StartPv | Effect::Sync) || *call == Call::CleanShutdown {
         return None; // these read their own failures
     }
     let failures = trail.calls.iter().filter(|(_, _, result)| matches!(result, CallResult::Failed(_))).count();

@@ -218,12 +218,14 @@ fn booting_nic(job: &Job, facts: &Facts) -> Result<Option<MacAddr>, Refusal> {
     let vif = match job.options.mac {
         Some(mac) => own
             .iter()
-            .find(|vif| vif.mac == Some(mac))
+            .find(|vif| vif.mac.parse() == Ok(mac))
             .ok_or_else(|| (Reason::NoVif, format!("it has no VIF with MAC {mac}")))?,
         None => own.first().ok_or_else(|| (Reason::NoVif, "it has no VIF".into()))?,
     };
-    let Some(mac) = vif.mac else { return Err((Reason::NoVif, "its VIF has no MAC".into())) };
-    let same = facts.vifs.iter().filter(|other| other.mac == Some(mac)).count();
+    let Ok(mac) = vif.mac.parse::<MacAddr>() else {
+        return Err((Reason::NoVif, format!("its VIF's MAC is \"{}\"", vif.mac)));
+    };
+    let same = facts.vifs.iter().filter(|other| other.mac.parse() == Ok(mac)).count();
     if same > 1 {
         return Err((Reason::DuplicateMac, format!("{same} VIFs of the pool have MAC {mac}")));
     }
