@@ -13,7 +13,8 @@ pub fn may_begin<'a>(job: &Job, live: impl IntoIterator<Item = &'a Job>, cap: u3
             continue;
         }
         in_pool += u32::from(other.pool == job.pool);
-        let same = matches!((&other.options.batch, &job.options.batch), (Some((a, _)), Some((b, _))) if a == b);
+        let same =
+            matches!((&other.options.batch, &job.options.batch), (Some((a, _)), Some((b, _))) if a == b);
         in_batch += u32::from(same);
     }
     let batch_cap = job.options.batch.as_ref().map_or(u32::MAX, |(_, cap)| *cap);

@@ -19,7 +19,12 @@ pub fn completion(job: &Job, seen: &Observed, now: Timestamp) -> Plan {
         return Plan::Fail(Reason::StartFailed, "the HVM start left no record".into());
     };
     if job.stages.iter().any(|stage| stage.name == "failed") {
-        let said = job.stages.iter().rev().find(|stage| stage.name == "failed").map_or("", |stage| stage.note.as_str());
+        let said = job
+            .stages
+            .iter()
+            .rev()
+            .find(|stage| stage.name == "failed")
+            .map_or("", |stage| stage.note.as_str());
         return Plan::Fail(Reason::InstallerFailed, format!("the installer said: {said}"));
     }
     if !seen.is_halted() {
@@ -52,7 +57,10 @@ fn by_halt(job: &Job, start: &StartRecord, halted: Timestamp) -> Plan {
     let ran = halted.since(start.at.unwrap_or(start.intended));
     if ran < job.profile.min_install {
         let (ran, least) = (ran.as_secs(), job.profile.min_install.as_secs());
-        return Plan::Fail(Reason::HaltedEarly, format!("Halted {ran} s after the start; an installation takes at least {least} s"));
+        return Plan::Fail(
+            Reason::HaltedEarly,
+            format!("Halted {ran} s after the start; an installation takes at least {least} s"),
+        );
     }
     let answers = job.profile.boot.as_ref().is_some_and(|boot| boot.answer.is_some());
     if answers && job.answer_fetches == 0 {
@@ -63,7 +71,10 @@ fn by_halt(job: &Job, start: &StartRecord, halted: Timestamp) -> Plan {
 
 fn running(job: &Job, start: &StartRecord, seen: &Observed, now: Timestamp) -> Plan {
     if start.seen.as_ref().is_some_and(|mark| *mark != seen.metrics.start_time) {
-        return Plan::Fail(Reason::StartedBySomeone, "the VM was started anew by somebody else during the installation".into());
+        return Plan::Fail(
+            Reason::StartedBySomeone,
+            "the VM was started anew by somebody else during the installation".into(),
+        );
     }
     if job.profile.kind == ProfileKind::Rescue {
         return Plan::Wait(now + job.deadlines.poll);
@@ -84,7 +95,10 @@ fn running(job: &Job, start: &StartRecord, seen: &Observed, now: Timestamp) -> P
             continue;
         }
         if now >= until {
-            return Plan::Fail(reason, format!("{what} within {} s of the start", until.since(begun).as_secs()));
+            return Plan::Fail(
+                reason,
+                format!("{what} within {} s of the start", until.since(begun).as_secs()),
+            );
         }
         next = next.min(until);
     }
@@ -102,7 +116,8 @@ fn deadlines(job: &Job, begun: Timestamp) -> Vec<(Reason, Timestamp, bool, &'sta
     let answered = job.answer_fetches > 0 || staged;
     let kernel = saw(&[Sign::Kernel, Sign::Initrd]) || answered;
     let dhcp = saw(&[Sign::Dhcp, Sign::Loader, Sign::Script]) || kernel;
-    let mut all = vec![(Reason::InstallTimeout, begun + limits.install, job.done_at.is_some(), "it did not finish")];
+    let mut all =
+        vec![(Reason::InstallTimeout, begun + limits.install, job.done_at.is_some(), "it did not finish")];
     if reports {
         all.push((Reason::NoStage, begun + limits.first_stage, staged, "no report came"));
     }

@@ -35,7 +35,9 @@ pub fn judge(job: &Job, report: &Report, channel: Channel, now: Timestamp) -> (O
     match channel {
         Channel::Report => match job.state {
             State::Flipping | State::Booting | State::Installing if seen => (None, ReportAnswer::Already),
-            State::Flipping | State::Booting | State::Installing => (Some(Event::Report(stage)), ReportAnswer::Accepted),
+            State::Flipping | State::Booting | State::Installing => {
+                (Some(Event::Report(stage)), ReportAnswer::Accepted)
+            }
             _ if seen => (None, ReportAnswer::Already),
             _ => (Some(Event::Report(stage)), ReportAnswer::Closed),
         },

@@ -100,7 +100,9 @@ impl Trail {
 
     /// Whether the outcome of some call is unknown.
     pub fn has_unknown(&self) -> bool {
-        self.calls.iter().any(|(_, _, result)| matches!(result, CallResult::Failed(CallError::Unknown { .. })))
+        self.calls
+            .iter()
+            .any(|(_, _, result)| matches!(result, CallResult::Failed(CallError::Unknown { .. })))
     }
 
     /// The task of the newest call that has one.
@@ -234,13 +236,19 @@ fn after_refusal(effect: Effect, job: &Job, trail: &Trail, now: Timestamp) -> Op
     if matches!(effect, Effect::Start | Effect::StartPv | Effect::Sync) || *call == Call::CleanShutdown {
         return None; // these read their own failures
     }
-    let failures = trail.calls.iter().filter(|(_, _, result)| matches!(result, CallResult::Failed(_))).count();
+    let failures =
+        trail.calls.iter().filter(|(_, _, result)| matches!(result, CallResult::Failed(_))).count();
     let again = *at + backoff(failures);
     let detail = error.to_string();
     match error.class() {
         Class::Permanent => Some(give_up(job, reason_of(error), detail)),
-        Class::Observe | Class::Relogin | Class::Redirect => None,
-        Class::Retry | Class::SlowRetry if past(job, now) && !matches!(error, CallError::Unreachable { .. }) => {
+        // Look and decide anew; but not faster and faster when no answer comes at all.
+        Class::Observe | Class::Relogin | Class::Redirect => {
+            (failures > 2 && now < again).then_some(Plan::Wait(again))
+        }
+        Class::Retry | Class::SlowRetry
+            if past(job, now) && !matches!(error, CallError::Unreachable { .. }) =>
+        {
             Some(give_up(job, Reason::GaveUp, detail))
         }
         Class::Retry | Class::SlowRetry => (now < again).then_some(Plan::Wait(again)),
@@ -254,7 +262,11 @@ pub fn past(job: &Job, now: Timestamp) -> bool {
 
 /// Ahead, a failure starts the way back; on the way back it takes a person.
 pub fn give_up(job: &Job, reason: Reason, detail: String) -> Plan {
-    if job.state == State::Undoing { Plan::Park(reason, detail, Vec::new()) } else { Plan::Fail(reason, detail) }
+    if job.state == State::Undoing {
+        Plan::Park(reason, detail, Vec::new())
+    } else {
+        Plan::Fail(reason, detail)
+    }
 }
 
 /// The pause after the `n`th failure in a row.
@@ -284,7 +296,9 @@ fn claim(job: &Job, seen: &Observed) -> Plan {
         Found::Absent if seen.is_halted() || job.was_running => {
             Plan::Call(Call::AddToOtherConfig(CLAIM_KEY.into(), claim.text()))
         }
-        Found::Absent => Plan::Fail(Reason::StartedBySomeone, "the VM was started before it was claimed".into()),
+        Found::Absent => {
+            Plan::Fail(Reason::StartedBySomeone, "the VM was started before it was claimed".into())
+        }
         Found::Claim(found) => Plan::Fail(
             Reason::ClaimedByOther,
             format!("claimed by {} for job {} since {}", found.owner, found.job, found.since),
@@ -293,7 +307,9 @@ fn claim(job: &Job, seen: &Observed) -> Plan {
             Reason::ClaimedByOther,
             format!("it carries a claim made for VM {}: it is a copy of that one", found.vm_uuid),
         ),
-        Found::Unreadable(why) => Plan::Fail(Reason::ClaimedByOther, format!("its claim cannot be read: {why}")),
+        Found::Unreadable(why) => {
+            Plan::Fail(Reason::ClaimedByOther, format!("its claim cannot be read: {why}"))
+        }
     }
 }
 
@@ -345,7 +361,9 @@ pub fn shut_down(seen: &Observed, trail: &Trail, now: Timestamp, clean_until: Ti
     let wanted = if hard { Call::HardShutdown } else { Call::CleanShutdown };
     match (trail.last(), &seen.task) {
         // hard_shutdown may overtake a clean one.
-        (Some((_, call, CallResult::Ok { .. })), Some(TaskState::Pending)) if *call == wanted => Plan::Wait(now + SOON),
+        (Some((_, call, CallResult::Ok { .. })), Some(TaskState::Pending)) if *call == wanted => {
+            Plan::Wait(now + SOON)
+        }
         (Some((at, call, _)), _) if *call == wanted && now < *at + SOON => Plan::Wait(*at + SOON),
         (None, _) if seen.is_busy() && !hard => Plan::Wait(now + SOON),
         (Some(_) | None, _) => Plan::Call(wanted),
@@ -364,7 +382,9 @@ fn flip(effect: Effect, job: &Job, seen: &Observed) -> Plan {
         return Plan::Fail(Reason::SettingsChanged, describe(&difference));
     }
     let wanted = |field: &Field| match field {
-        Field::ActionsAfterShutdown | Field::ActionsAfterReboot | Field::ActionsAfterCrash => effect == Effect::Actions,
+        Field::ActionsAfterShutdown | Field::ActionsAfterReboot | Field::ActionsAfterCrash => {
+            effect == Effect::Actions
+        }
         Field::BootParam(_) | Field::Platform(_) => effect == Effect::Order,
         Field::DomainType | Field::HvmBootPolicy => effect == Effect::Flip,
         Field::PvBootloader => false,
@@ -381,7 +401,9 @@ fn flip(effect: Effect, job: &Job, seen: &Observed) -> Plan {
 
 /// A difference in words.
 pub fn describe(difference: &Difference) -> String {
-    let show = |value: &Option<String>| value.as_ref().map_or_else(|| "absent".to_owned(), |text| format!("\"{text}\""));
+    let show = |value: &Option<String>| {
+        value.as_ref().map_or_else(|| "absent".to_owned(), |text| format!("\"{text}\""))
+    };
     format!(
         "{} is {}; saved {}, written {}",
         difference.field,
@@ -433,7 +455,8 @@ fn release(job: &Job, seen: &Observed) -> Plan {
     if job.resolution == Some(Resolution::Abandon) || !holds_claim(job, seen) {
         return Plan::Done(Outcome::Released);
     }
-    let installed = job.profile.kind == ProfileKind::Install && job.ending.is_none() && job.evidence != Evidence::None;
+    let installed =
+        job.profile.kind == ProfileKind::Install && job.ending.is_none() && job.evidence != Evidence::None;
     if installed {
         let mark = serde_json::json!({ "job": job.id, "attempt": job.attempt }).to_string();
         match seen.vm.other_config.get(INSTALLED_KEY) {

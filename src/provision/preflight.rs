@@ -13,7 +13,9 @@ use crate::{
     clock::Timestamp,
     config::ProfileKind,
     machine::MacAddr,
-    xen::records::{HostRecord, PoolRecord, PowerState, VbdRecord, VdiRecord, VifRecord, VmMetrics, VmRecord, never_ran},
+    xen::records::{
+        HostRecord, PoolRecord, PowerState, VbdRecord, VdiRecord, VifRecord, VmMetrics, VmRecord, never_ran,
+    },
 };
 
 /// What E0 read.
@@ -63,7 +65,13 @@ type Refusal = (Reason, String);
 ///
 /// # Errors
 /// The first rule that does not hold, with what was found.
-pub fn judge(job: &Job, facts: &Facts, rules: &Rules, nonce: &str, now: Timestamp) -> Result<Cleared, Refusal> {
+pub fn judge(
+    job: &Job,
+    facts: &Facts,
+    rules: &Rules,
+    nonce: &str,
+    now: Timestamp,
+) -> Result<Cleared, Refusal> {
     is_a_guest(&facts.vm)?;
     is_allowed(&facts.vm, &rules.allow)?;
     is_unclaimed(&facts.vm)?;
@@ -160,19 +168,28 @@ fn is_unclaimed(vm: &VmRecord) -> Result<(), Refusal> {
         Found::Absent => Ok(()),
         Found::Claim(claim) => Err((
             Reason::ClaimedByOther,
-            format!("claimed by {} for job {} since {}; `bootflip restore` undoes a claim of ours", claim.owner, claim.job, claim.since),
+            format!(
+                "claimed by {} for job {} since {}; `bootflip restore` undoes a claim of ours",
+                claim.owner, claim.job, claim.since
+            ),
         )),
         Found::Stray(claim) => Err((
             Reason::ClaimedByOther,
-            format!("it is a copy of VM {} and carries its claim; remove the key bootflip:claim from the copy", claim.vm_uuid),
+            format!(
+                "it is a copy of VM {} and carries its claim; remove the key bootflip:claim from the copy",
+                claim.vm_uuid
+            ),
         )),
-        Found::Unreadable(why) => Err((Reason::ClaimedByOther, format!("its bootflip:claim cannot be read: {why}"))),
+        Found::Unreadable(why) => {
+            Err((Reason::ClaimedByOther, format!("its bootflip:claim cannot be read: {why}")))
+        }
     }
 }
 
 fn is_not_protected(facts: &Facts) -> Result<(), Refusal> {
     let vm = &facts.vm;
-    let protected = vm.ha_always_run || (!vm.ha_restart_priority.is_empty() && vm.ha_restart_priority != "best-effort");
+    let protected =
+        vm.ha_always_run || (!vm.ha_restart_priority.is_empty() && vm.ha_restart_priority != "best-effort");
     if facts.pool.ha_enabled && protected {
         return Err((Reason::HaProtected, "HA is on in the pool and protects this VM".into()));
     }
@@ -188,7 +205,9 @@ fn is_not_protected(facts: &Facts) -> Result<(), Refusal> {
 
 fn is_free(vm: &VmRecord) -> Result<(), Refusal> {
     match vm.power_state {
-        PowerState::Paused | PowerState::Suspended => Err((Reason::Busy, format!("it is {:?}", vm.power_state))),
+        PowerState::Paused | PowerState::Suspended => {
+            Err((Reason::Busy, format!("it is {:?}", vm.power_state)))
+        }
         PowerState::Halted | PowerState::Running if !vm.current_operations.is_empty() => {
             let operations: BTreeSet<&str> = vm.current_operations.values().map(String::as_str).collect();
             Err((Reason::Busy, format!("in progress: {operations:?}")))
@@ -199,14 +218,21 @@ fn is_free(vm: &VmRecord) -> Result<(), Refusal> {
 
 fn is_pv(facts: &Facts) -> Result<(), Refusal> {
     if !facts.vm.is_pv() {
-        let kind = facts.vm.domain_type.clone().unwrap_or_else(|| format!("HVM_boot_policy \"{}\"", facts.vm.hvm_boot_policy));
+        let kind = facts
+            .vm
+            .domain_type
+            .clone()
+            .unwrap_or_else(|| format!("HVM_boot_policy \"{}\"", facts.vm.hvm_boot_policy));
         return Err((Reason::NotPv, format!("its type is {kind}")));
     }
     // XenServer 8 and XCP-ng 8.3 (API 2.21) dropped PV.
     match facts.hosts.iter().find(|host| host.api_version >= (2, 21)) {
         Some(host) => {
             let version = host.product_version.as_deref().unwrap_or("of unknown version");
-            Err((Reason::PvUnsupported, format!("host {} ({version}) cannot start PV guests", host.name_label)))
+            Err((
+                Reason::PvUnsupported,
+                format!("host {} ({version}) cannot start PV guests", host.name_label),
+            ))
         }
         None => Ok(()),
     }
@@ -233,17 +259,18 @@ fn booting_nic(job: &Job, facts: &Facts) -> Result<Option<MacAddr>, Refusal> {
 }
 
 fn install_disk(job: &Job, facts: &Facts) -> Result<(String, u64), Refusal> {
-    let mut devices: Vec<&(VbdRecord, Option<VdiRecord>)> = facts.vbds.iter().filter(|(vbd, _)| !vbd.empty).collect();
+    let mut devices: Vec<&(VbdRecord, Option<VdiRecord>)> =
+        facts.vbds.iter().filter(|(vbd, _)| !vbd.empty).collect();
     devices.sort_by_key(|(vbd, _)| vbd.userdevice.parse::<u32>().unwrap_or(u32::MAX));
     let is_disk = |vbd: &VbdRecord| vbd.kind == "Disk" && vbd.mode == "RW";
     let writable: Vec<_> = devices.iter().filter(|(vbd, _)| is_disk(vbd)).collect();
     let named = job.options.disk.as_ref().or(job.profile.disk.as_ref());
-    let list = || writable.iter().map(|(vbd, vdi)| describe_disk(vbd, vdi.as_ref())).collect::<Vec<_>>().join(", ");
+    let list =
+        || writable.iter().map(|(vbd, vdi)| describe_disk(vbd, vdi.as_ref())).collect::<Vec<_>>().join(", ");
     let chosen = match named {
-        Some(position) => writable
-            .iter()
-            .find(|(vbd, _)| vbd.userdevice == *position)
-            .ok_or_else(|| (Reason::WhichDisk, format!("no writable disk at position {position}; there are: {}", list())))?,
+        Some(position) => writable.iter().find(|(vbd, _)| vbd.userdevice == *position).ok_or_else(|| {
+            (Reason::WhichDisk, format!("no writable disk at position {position}; there are: {}", list()))
+        })?,
         None => match writable.as_slice() {
             [only] => only,
             [] => return Err((Reason::WhichDisk, "it has no writable disk".into())),
@@ -254,12 +281,29 @@ fn install_disk(job: &Job, facts: &Facts) -> Result<(String, u64), Refusal> {
     match devices.iter().find(|(vbd, _)| vbd.bootable) {
         Some((first, _)) if first.userdevice == chosen.0.userdevice => {}
         Some((first, _)) if first.kind != "Disk" => {
-            return Err((Reason::CdFirst, format!("the bootable {} at position {} stands before the disk", first.kind, first.userdevice)));
+            return Err((
+                Reason::CdFirst,
+                format!(
+                    "the bootable {} at position {} stands before the disk",
+                    first.kind, first.userdevice
+                ),
+            ));
         }
         Some((first, _)) => {
-            return Err((Reason::WhichDisk, format!("position {} is bootable and would be read before {}", first.userdevice, chosen.0.userdevice)));
+            return Err((
+                Reason::WhichDisk,
+                format!(
+                    "position {} is bootable and would be read before {}",
+                    first.userdevice, chosen.0.userdevice
+                ),
+            ));
         }
-        None => return Err((Reason::WhichDisk, format!("the disk at position {} is not bootable", chosen.0.userdevice))),
+        None => {
+            return Err((
+                Reason::WhichDisk,
+                format!("the disk at position {} is not bootable", chosen.0.userdevice),
+            ));
+        }
     }
     Ok((chosen.0.userdevice.clone(), chosen.1.as_ref().map_or(0, |vdi| vdi.virtual_size)))
 }
@@ -277,7 +321,11 @@ fn may_be_erased(job: &Job, facts: &Facts) -> Result<(), Refusal> {
     let ran = !never_ran(&facts.metrics) || facts.vm.other_config.contains_key(INSTALLED_KEY);
     let running = facts.vm.power_state == PowerState::Running;
     if erases && !job.options.reinstall && (running || (ran && !ours)) {
-        let when = if running { "it is running".to_owned() } else { format!("it ran last at {}", facts.metrics.start_time) };
+        let when = if running {
+            "it is running".to_owned()
+        } else {
+            format!("it ran last at {}", facts.metrics.start_time)
+        };
         return Err((Reason::HasRun, when));
     }
     Ok(())

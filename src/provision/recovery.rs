@@ -9,10 +9,7 @@ use super::{
     settings::{self, WayBack},
     step::Outcome,
 };
-use crate::{
-    clock::Timestamp,
-    xen::records::PowerState,
-};
+use crate::{clock::Timestamp, xen::records::PowerState};
 
 /// How long a start may stay in flight unseen, after the intent or the call.
 const START_IN_FLIGHT: std::time::Duration = std::time::Duration::from_secs(5);
@@ -40,7 +37,8 @@ pub fn disarm(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan
     if is_at_target(job, seen) {
         return Plan::Done(Outcome::Disarmed);
     }
-    let detail = "it runs in network boot mode, started by somebody else; shut it down and it is put back by itself";
+    let detail =
+        "it runs in network boot mode, started by somebody else; shut it down and it is put back by itself";
     give_up(job, Reason::StartedBySomeone, detail.into())
 }
 
@@ -104,7 +102,11 @@ pub fn restore(job: &Job, seen: &Observed, trail: &Trail) -> Plan {
         },
     };
     if seen.vm.power_state != PowerState::Halted {
-        return give_up(job, Reason::StartedBySomeone, "the VM was started before its settings were put back".into());
+        return give_up(
+            job,
+            Reason::StartedBySomeone,
+            "the VM was started before its settings were put back".into(),
+        );
     }
     if seen.is_busy() {
         return Plan::Wait(job.intent.map_or(Timestamp::default(), |intent| intent.at) + SOON);
@@ -155,7 +157,13 @@ pub fn safe_again(job: &Job, seen: &Observed, now: Timestamp) -> bool {
 }
 
 /// The call that makes a parked VM's restore possible without its server: `bootflip restore`, from the claim alone.
-pub fn from_claim(claim: &super::claim::Claim, seen: &Observed, stop: bool, trail: &Trail, now: Timestamp) -> Plan {
+pub fn from_claim(
+    claim: &super::claim::Claim,
+    seen: &Observed,
+    stop: bool,
+    trail: &Trail,
+    now: Timestamp,
+) -> Plan {
     if seen.is_busy() {
         return Plan::Wait(now + SOON);
     }
@@ -166,10 +174,14 @@ pub fn from_claim(claim: &super::claim::Claim, seen: &Observed, stop: bool, trai
             let detail = differences.iter().map(describe).collect::<Vec<_>>().join("; ");
             Plan::Park(Reason::SettingsChanged, detail, differences)
         }
-        WayBack::Next(_) if seen.vm.power_state != PowerState::Halted && stop => shut_down(seen, trail, now, now),
-        WayBack::Next(_) if seen.vm.power_state != PowerState::Halted => {
-            Plan::Park(Reason::StartedBySomeone, "it runs; say --stop to shut it down hard first".into(), Vec::new())
+        WayBack::Next(_) if seen.vm.power_state != PowerState::Halted && stop => {
+            shut_down(seen, trail, now, now)
         }
+        WayBack::Next(_) if seen.vm.power_state != PowerState::Halted => Plan::Park(
+            Reason::StartedBySomeone,
+            "it runs; say --stop to shut it down hard first".into(),
+            Vec::new(),
+        ),
         WayBack::Next(call) => Plan::Call(call),
     }
 }

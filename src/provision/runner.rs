@@ -42,7 +42,13 @@ type Sleepers = Arc<Mutex<HashMap<String, Arc<tokio::sync::Notify>>>>;
 
 /// Runs all jobs until `stop`; then returns when the ticks under way have ended (each is cut at its next store or
 /// pool call by the caller's own deadline).
-pub async fn run(executor: Arc<Executor>, clock: Arc<dyn Clock>, mut rings: Rings, first: Vec<String>, stop: CancellationToken) {
+pub async fn run(
+    executor: Arc<Executor>,
+    clock: Arc<dyn Clock>,
+    mut rings: Rings,
+    first: Vec<String>,
+    stop: CancellationToken,
+) {
     let sleepers: Sleepers = Arc::default();
     let mut tasks = JoinSet::new();
     let begin = |id: String, tasks: &mut JoinSet<()>| {
@@ -77,7 +83,13 @@ pub async fn run(executor: Arc<Executor>, clock: Arc<dyn Clock>, mut rings: Ring
     while tasks.join_next().await.is_some() {}
 }
 
-async fn drive(executor: &Executor, clock: &dyn Clock, id: &str, notify: &tokio::sync::Notify, stop: &CancellationToken) {
+async fn drive(
+    executor: &Executor,
+    clock: &dyn Clock,
+    id: &str,
+    notify: &tokio::sync::Notify,
+    stop: &CancellationToken,
+) {
     while !stop.is_cancelled() {
         let nap = match executor.tick(id).await {
             Wake::Ended => return,

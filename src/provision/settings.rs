@@ -228,7 +228,10 @@ pub fn way_there(
 pub fn stranger_value(vm: &VmRecord, touched: &BTreeMap<Field, Touched>) -> Option<Difference> {
     touched.iter().find_map(|(field, entry)| {
         let now = field.read(vm);
-        let known = field.is_written_by_xapi() || now == entry.saved || now == entry.written || now == target(field, entry);
+        let known = field.is_written_by_xapi()
+            || now == entry.saved
+            || now == entry.written
+            || now == target(field, entry);
         (!known).then(|| Difference {
             field: field.to_string(),
             saved: entry.saved.clone(),
@@ -260,7 +263,9 @@ pub fn xe_commands(vm_uuid: &str, touched: &BTreeMap<Field, Touched>) -> Vec<Str
                 (None, value) => {
                     format!("xe vm-param-set uuid={vm_uuid} {name}={}", quote(&value.unwrap_or_default()))
                 }
-                (Some(key), Some(value)) => format!("xe vm-param-set uuid={vm_uuid} {name}:{key}={}", quote(&value)),
+                (Some(key), Some(value)) => {
+                    format!("xe vm-param-set uuid={vm_uuid} {name}:{key}={}", quote(&value))
+                }
                 (Some(key), None) => {
                     format!("xe vm-param-remove uuid={vm_uuid} param-name={name} param-key={}", quote(key))
                 }

@@ -27,9 +27,7 @@ pub fn hvm(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
     let Some(start) = &job.start else {
         return Plan::Fail(Reason::StartFailed, "the intent of the start is missing".into());
     };
-    let done = |start_time: &str| {
-        Plan::Done(Outcome::Started { start_time: start_time.to_owned() })
-    };
+    let done = |start_time: &str| Plan::Done(Outcome::Started { start_time: start_time.to_owned() });
     let signs = job.signs.values().any(|&at| at > start.intended);
     once(job, start, seen, trail, now, Start { paused: false, signs }, done)
 }
@@ -46,9 +44,7 @@ pub fn pv(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
         });
         return if too_soon { Plan::Wait(now + SOON) } else { Plan::Call(Call::Unpause) };
     }
-    let done = |start_time: &str| {
-        Plan::Done(Outcome::PvStarted { start_time: start_time.to_owned() })
-    };
+    let done = |start_time: &str| Plan::Done(Outcome::PvStarted { start_time: start_time.to_owned() });
     once(job, start, seen, trail, now, Start { paused: true, signs: false }, done)
 }
 
@@ -72,8 +68,14 @@ fn once(
         return if uncalled || surely_not_ours(trail) { someone() } else { done(&seen.metrics.start_time) };
     }
     match seen.vm.power_state {
-        PowerState::Running | PowerState::Paused | PowerState::Suspended if uncalled || surely_not_ours(trail) => someone(),
-        PowerState::Running | PowerState::Paused | PowerState::Suspended => lagging(start, seen, trail, now, done),
+        PowerState::Running | PowerState::Paused | PowerState::Suspended
+            if uncalled || surely_not_ours(trail) =>
+        {
+            someone()
+        }
+        PowerState::Running | PowerState::Paused | PowerState::Suspended => {
+            lagging(start, seen, trail, now, done)
+        }
         PowerState::Halted => halted(job, start, seen, trail, now, wanted, done),
     }
 }
@@ -88,7 +90,13 @@ fn surely_not_ours(trail: &Trail) -> bool {
 }
 
 /// It runs, and the pool has not written the new start_time yet.
-fn lagging(start: &StartRecord, seen: &Observed, trail: &Trail, now: Timestamp, done: impl Fn(&str) -> Plan) -> Plan {
+fn lagging(
+    start: &StartRecord,
+    seen: &Observed,
+    trail: &Trail,
+    now: Timestamp,
+    done: impl Fn(&str) -> Plan,
+) -> Plan {
     let since = trail.last().map_or(start.intended, |(at, _, _)| *at);
     if now >= since + METRICS_WAIT { done(&seen.metrics.start_time) } else { Plan::Wait(now + SOON) }
 }
@@ -118,7 +126,11 @@ fn halted(
     let last = trail.last().map(|(at, _, _)| *at);
     let Some(error) = failed else {
         // Nothing failed in this process: the first call, or one of which only the intent is known.
-        let quiet_from = if trail.intended_here && trail.calls.is_empty() { now } else { last.unwrap_or(start.intended) + METRICS_LAG };
+        let quiet_from = if trail.intended_here && trail.calls.is_empty() {
+            now
+        } else {
+            last.unwrap_or(start.intended) + METRICS_LAG
+        };
         return if now >= quiet_from { call } else { Plan::Wait(quiet_from) };
     };
     let failures = trail.calls.len();
@@ -129,7 +141,8 @@ fn halted(
         }
         Class::Permanent => refused(job, wanted.paused, error),
         Class::Retry | Class::SlowRetry => {
-            let over = if wanted.paused { now >= start.intended + job.deadlines.pv_start } else { past(job, now) };
+            let over =
+                if wanted.paused { now >= start.intended + job.deadlines.pv_start } else { past(job, now) };
             let again = last.unwrap_or(now) + backoff(failures);
             if over && !matches!(error, CallError::Unreachable { .. }) {
                 refused(job, wanted.paused, error)
@@ -155,5 +168,9 @@ fn refused(job: &Job, pv: bool, error: &CallError) -> Plan {
         (named, _) => named,
     };
     let in_words = error.to_string();
-    if job.state == State::Undoing { Plan::Done(Outcome::StartGivenUp(in_words)) } else { Plan::Fail(reason, in_words) }
+    if job.state == State::Undoing {
+        Plan::Done(Outcome::StartGivenUp(in_words))
+    } else {
+        Plan::Fail(reason, in_words)
+    }
 }

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     job::{
-        Difference, Effect, Ending, Evidence, GateState, Intent, Job, Resolution, StageMark, StartRecord, State, Tokens,
+        Difference, Effect, Ending, Evidence, GateState, Intent, Job, Resolution, StageMark, StartRecord,
+        State, Tokens,
     },
     preflight::Cleared,
     reason::Reason,
@@ -142,7 +143,9 @@ pub fn step(job: &Job, event: &Event, now: Timestamp) -> Job {
     let mut next = job.clone();
     match job.state {
         State::Queued => queued(&mut next, event, now),
-        State::Preparing | State::Flipping | State::Booting | State::Installing => ahead(&mut next, event, now),
+        State::Preparing | State::Flipping | State::Booting | State::Installing => {
+            ahead(&mut next, event, now)
+        }
         State::Restoring | State::Starting | State::Verifying => after(&mut next, event, now),
         State::Undoing => undoing(&mut next, event, now),
         State::NeedsOperator => parked(&mut next, event, now),
@@ -158,7 +161,9 @@ fn queued(job: &mut Job, event: &Event, now: Timestamp) {
             job.cursor = Some(Effect::Preflight);
             job.enter(State::Preparing, now);
         }
-        Event::Cancel => end(job, State::Cancelled, Some(Reason::CancelledByOperator), "before it began", now),
+        Event::Cancel => {
+            end(job, State::Cancelled, Some(Reason::CancelledByOperator), "before it began", now)
+        }
         Event::Waiting(why) => job.waiting.clone_from(why),
         Event::Sign(_) | Event::Report(_) | Event::Booted(_) | Event::AnswerFetched => {}
         Event::Intended(..)
@@ -212,7 +217,9 @@ fn after(job: &mut Job, event: &Event, now: Timestamp) {
         Event::Cancel => undo(job, State::Cancelled, Reason::CancelledByOperator, "on request", now),
         Event::GateClosed => job.gate = GateState::Closed,
         Event::Sign(sign) => sign_seen(job, *sign, now),
-        Event::Report(stage) => job.note(now, format!("late report {}: recorded, without effect", stage.name)),
+        Event::Report(stage) => {
+            job.note(now, format!("late report {}: recorded, without effect", stage.name))
+        }
         Event::Booted(stage) => booted(job, stage, now),
         Event::Waiting(why) => job.waiting.clone_from(why),
         Event::Admitted
@@ -237,7 +244,9 @@ fn undoing(job: &mut Job, event: &Event, now: Timestamp) {
         Event::Failed(reason, detail) => park(job, *reason, detail, &[], now),
         Event::Parked(reason, detail, differences) => park(job, *reason, detail, differences, now),
         Event::GateClosed => job.gate = GateState::Closed,
-        Event::Report(stage) => job.note(now, format!("late report {}: recorded, without effect", stage.name)),
+        Event::Report(stage) => {
+            job.note(now, format!("late report {}: recorded, without effect", stage.name))
+        }
         Event::Waiting(why) => job.waiting.clone_from(why),
         Event::Cancel => job.note(now, "cancel: it is being undone already"),
         Event::Sign(sign) => sign_seen(job, *sign, now),
@@ -277,7 +286,9 @@ fn parked(job: &mut Job, event: &Event, now: Timestamp) {
         Event::Failed(reason, detail) if *reason == Reason::VmGone => {
             end(job, State::Failed, Some(Reason::VmGone), detail, now);
         }
-        Event::Report(stage) => job.note(now, format!("late report {}: recorded, without effect", stage.name)),
+        Event::Report(stage) => {
+            job.note(now, format!("late report {}: recorded, without effect", stage.name))
+        }
         Event::Waiting(why) => job.waiting.clone_from(why),
         Event::Cancel => job.note(now, "cancel: it waits for a person; see `jobs resolve`"),
         Event::Admitted
@@ -438,7 +449,13 @@ fn advance(job: &mut Job, outcome: &Outcome, now: Timestamp) {
         }
         Outcome::Released => match (job.profile.kind, job.evidence) {
             (ProfileKind::Install, Evidence::None) => {
-                end(job, State::Failed, Some(Reason::NoEvidence), "it started as PV and was not heard of", now);
+                end(
+                    job,
+                    State::Failed,
+                    Some(Reason::NoEvidence),
+                    "it started as PV and was not heard of",
+                    now,
+                );
             }
             (ProfileKind::Install, Evidence::Weak | Evidence::Pv) | (ProfileKind::Rescue, _) => {
                 end(job, State::Succeeded, None, "", now);

@@ -38,7 +38,8 @@ fn parse(entry: &Entry) -> Result<Stored, StoreError> {
 }
 
 fn json(job: &Job) -> Result<Vec<u8>, StoreError> {
-    serde_json::to_vec(job).map_err(|error| StoreError::Corrupt { key: job_key(&job.id), detail: error.to_string() })
+    serde_json::to_vec(job)
+        .map_err(|error| StoreError::Corrupt { key: job_key(&job.id), detail: error.to_string() })
 }
 
 impl Jobs {
@@ -91,7 +92,9 @@ impl Jobs {
         let mut batch = Batch::new().expect(&key, Some(from.revision)).put(&key, json(next)?);
         match (from.job.state.is_terminal(), next.state.is_terminal()) {
             (false, true) => batch = batch.delete(live_key(next)),
-            (true, false) => batch = batch.expect(live_key(next), None).put(live_key(next), next.id.as_bytes()),
+            (true, false) => {
+                batch = batch.expect(live_key(next), None).put(live_key(next), next.id.as_bytes())
+            }
             (true, true) | (false, false) => {}
         }
         self.store.commit(batch).await

@@ -63,7 +63,12 @@ impl Value {
     pub fn get(&self, member: &str) -> Option<&Self> {
         match self {
             Self::Struct(members) => members.get(member),
-            Self::String(_) | Self::Bool(_) | Self::Double(_) | Self::Int(_) | Self::DateTime(_) | Self::Array(_) => None,
+            Self::String(_)
+            | Self::Bool(_)
+            | Self::Double(_)
+            | Self::Int(_)
+            | Self::DateTime(_)
+            | Self::Array(_) => None,
         }
     }
 }

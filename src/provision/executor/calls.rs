@@ -16,9 +16,16 @@ use crate::{
 
 impl Executor {
     /// The VM as it is now, found by uuid; a reference of an older database is looked up anew once.
-    pub(super) async fn observe(&self, job: &Job, effect: Effect, trail: &Trail) -> Result<Observed, CallError> {
+    pub(super) async fn observe(
+        &self,
+        job: &Job,
+        effect: Effect,
+        trail: &Trail,
+    ) -> Result<Observed, CallError> {
         let Ok(pool) = self.pool(job) else {
-            return Err(CallError::Unreachable { detail: format!("pool {} is not in the configuration", job.pool) });
+            return Err(CallError::Unreachable {
+                detail: format!("pool {} is not in the configuration", job.pool),
+            });
         };
         let api = &pool.api;
         let vm = match self.reference(api, &job.vm_uuid).await {
@@ -44,7 +51,11 @@ impl Executor {
         };
         let wants_agent = effect == Effect::Evidence && job.profile.evidence == EvidenceKind::Agent;
         let guest_addresses = if wants_agent && !is_null(&vm.guest_metrics) {
-            api.guest_networks(&vm.guest_metrics).await?.into_values().filter(|address| !address.is_empty()).collect()
+            api.guest_networks(&vm.guest_metrics)
+                .await?
+                .into_values()
+                .filter(|address| !address.is_empty())
+                .collect()
         } else {
             Vec::new()
         };
@@ -61,7 +72,12 @@ impl Executor {
     }
 
     /// Makes one call.
-    pub(super) async fn make(&self, job: &Job, seen: &Observed, call: &Call) -> Result<CallResult, OperationError> {
+    pub(super) async fn make(
+        &self,
+        job: &Job,
+        seen: &Observed,
+        call: &Call,
+    ) -> Result<CallResult, OperationError> {
         let api = &self.pool(job)?.api;
         Ok(make(api, &seen.vm.reference, call).await)
     }
@@ -111,11 +127,14 @@ pub(super) async fn task_state(api: &Api, task: &str) -> Result<TaskState, CallE
         TaskStatus::Pending | TaskStatus::Cancelling => TaskState::Pending,
         TaskStatus::Success => TaskState::Success,
         TaskStatus::Failure => {
-            let failure = record.failure().unwrap_or_else(|| Failure::new("INTERNAL_ERROR", &["the task failed without a word"]));
+            let failure = record
+                .failure()
+                .unwrap_or_else(|| Failure::new("INTERNAL_ERROR", &["the task failed without a word"]));
             TaskState::Failed(CallError::Failed { method: "task", failure })
         }
-        TaskStatus::Cancelled => {
-            TaskState::Failed(CallError::Failed { method: "task", failure: Failure::new("TASK_CANCELLED", &[task]) })
-        }
+        TaskStatus::Cancelled => TaskState::Failed(CallError::Failed {
+            method: "task",
+            failure: Failure::new("TASK_CANCELLED", &[task]),
+        }),
     })
 }

@@ -32,7 +32,10 @@ use crate::{
     clock::{Clock, Timestamp},
     machine::MacAddr,
     secret::{TokenHash, TokenKey, TokenUse},
-    store::{Store, StoreError, jobs::{Jobs, Stored}},
+    store::{
+        Store, StoreError,
+        jobs::{Jobs, Stored},
+    },
     xen::{CallError, Class, api::Api},
 };
 
@@ -143,6 +146,12 @@ const STORE_PAUSE: Duration = Duration::from_secs(2);
 enum Flow {
     Again,
     Until(Timestamp),
+}
+
+impl fmt::Debug for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parts").field("owner", &self.owner).finish_non_exhaustive()
+    }
 }
 
 impl fmt::Debug for Executor {
@@ -292,7 +301,9 @@ impl Executor {
                 Err(flow) => return Ok(flow),
             },
         };
-        let Some(intent) = job.intent.filter(|intent| intent.effect == effect) else { return Ok(Flow::Again) };
+        let Some(intent) = job.intent.filter(|intent| intent.effect == effect) else {
+            return Ok(Flow::Again);
+        };
         let mut trail = self.trail(&job, intent, fresh);
         if effect == Effect::Preflight {
             return self.preflight(&job).await;
@@ -314,7 +325,9 @@ impl Executor {
                     }
                 }
                 let task = match &result {
-                    CallResult::Ok { task } if matches!(effect, Effect::Start | Effect::StartPv) => task.clone(),
+                    CallResult::Ok { task } if matches!(effect, Effect::Start | Effect::StartPv) => {
+                        task.clone()
+                    }
                     CallResult::Ok { .. } | CallResult::Failed(_) => None,
                 };
                 trail.calls.push((self.parts.clock.now(), call, result));
@@ -331,7 +344,9 @@ impl Executor {
             Plan::SeenHalted => self.note(&job, Event::SeenHalted).await?,
             Plan::Wait(at) => Flow::Until(at.max(now + Duration::from_millis(1))),
             Plan::Fail(reason, detail) => self.note(&job, Event::Failed(reason, detail)).await?,
-            Plan::Park(reason, detail, differences) => self.note(&job, Event::Parked(reason, detail, differences)).await?,
+            Plan::Park(reason, detail, differences) => {
+                self.note(&job, Event::Parked(reason, detail, differences)).await?
+            }
         };
         self.memory().trails.insert(job.id.clone(), (intent, job.attempt, trail));
         Ok(flow)
@@ -392,7 +407,9 @@ impl Executor {
 
     /// The pool is away: the job waits, however long that takes. The VM is gone: that is an end.
     async fn unobserved(&self, job: &Job, error: &CallError) -> Result<Flow, OperationError> {
-        let gone = error.failure().is_some_and(|failure| matches!(failure.code.as_str(), "HANDLE_INVALID" | "UUID_INVALID"));
+        let gone = error
+            .failure()
+            .is_some_and(|failure| matches!(failure.code.as_str(), "HANDLE_INVALID" | "UUID_INVALID"));
         if gone {
             return self.note(job, Event::Failed(Reason::VmGone, error.to_string())).await;
         }
@@ -448,7 +465,9 @@ impl Executor {
     fn settled(job: &Job, seen: &Observed) -> Event {
         let Some(claim) = &job.claim else { return Event::Settled };
         match Claim::find(&seen.vm) {
-            Found::Claim(found) if found.nonce == claim.nonce => return Event::Unsettled("our claim is back".into()),
+            Found::Claim(found) if found.nonce == claim.nonce => {
+                return Event::Unsettled("our claim is back".into());
+            }
             Found::Claim(_) | Found::Stray(_) | Found::Unreadable(_) => return Event::Settled,
             Found::Absent => {}
         }
@@ -491,7 +510,8 @@ impl Executor {
             } else {
                 memory.live.insert(job.id.clone(), job.clone());
             }
-            if let Some(old) = before.and_then(|before| before.tokens).filter(|old| Some(*old) != job.tokens) {
+            if let Some(old) = before.and_then(|before| before.tokens).filter(|old| Some(*old) != job.tokens)
+            {
                 memory.tokens.remove(&old.report);
                 memory.tokens.remove(&old.booted);
                 memory.renders.remove(&old.render);
@@ -515,7 +535,10 @@ impl Executor {
             waiting.map(|other| other.id.clone()).collect()
         };
         let open = job.gate != GateState::Closed;
-        let newest = job.mac.is_some() && (open || before.is_some_and(|before| before.gate != GateState::Closed) || !job.state.is_terminal());
+        let newest = job.mac.is_some()
+            && (open
+                || before.is_some_and(|before| before.gate != GateState::Closed)
+                || !job.state.is_terminal());
         if let Some(mac) = job.mac.filter(|_| newest) {
             let armed = open.then(|| Arc::new(self.armed(job, mac)));
             let machine = Machine { mac, name: job.vm_name.clone(), vm_uuid: job.vm_uuid.clone(), armed };
@@ -556,7 +579,11 @@ impl Executor {
 
     fn tokens_of(&self, job: &Job) -> Tokens {
         let hash = |usage| self.parts.key.token(&job.id, job.attempt, usage).hash();
-        Tokens { render: hash(TokenUse::Render), report: hash(TokenUse::Report), booted: hash(TokenUse::Booted) }
+        Tokens {
+            render: hash(TokenUse::Render),
+            report: hash(TokenUse::Report),
+            booted: hash(TokenUse::Booted),
+        }
     }
 
     fn pool(&self, job: &Job) -> Result<&PoolAccess, OperationError> {
@@ -573,6 +600,9 @@ impl Executor {
 
     /// Errors that say nothing of the VM: the pool is away, its certificate or our password is wrong.
     fn is_about_the_pool(error: &CallError) -> bool {
-        matches!(error, CallError::Unreachable { .. } | CallError::Untrusted { .. } | CallError::LoginRefused { .. })
+        matches!(
+            error,
+            CallError::Unreachable { .. } | CallError::Untrusted { .. } | CallError::LoginRefused { .. }
+        )
     }
 }

@@ -78,7 +78,11 @@ impl Sink for Executor {
         self.parts.wakers.wake(&id);
     }
 
-    fn answer_fetched<'a>(&'a self, token: TokenHash, _peer: Option<IpAddr>) -> BoxFuture<'a, Result<bool, Unavailable>> {
+    fn answer_fetched<'a>(
+        &'a self,
+        token: TokenHash,
+        _peer: Option<IpAddr>,
+    ) -> BoxFuture<'a, Result<bool, Unavailable>> {
         Box::pin(async move {
             self.fetched(token).await.map_err(|error| {
                 tracing::error!(%error, "an answer file could not be given out");
