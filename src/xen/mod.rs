@@ -6,8 +6,10 @@
 pub mod api;
 pub mod client;
 pub mod codec;
+mod endpoint;
 pub mod error;
 pub mod records;
+mod tls;
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -63,7 +65,12 @@ impl Value {
     pub fn get(&self, member: &str) -> Option<&Self> {
         match self {
             Self::Struct(members) => members.get(member),
-            Self::String(_) | Self::Bool(_) | Self::Double(_) | Self::Int(_) | Self::DateTime(_) | Self::Array(_) => None,
+            Self::String(_)
+            | Self::Bool(_)
+            | Self::Double(_)
+            | Self::Int(_)
+            | Self::DateTime(_)
+            | Self::Array(_) => None,
         }
     }
 }
