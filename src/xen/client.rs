@@ -272,7 +272,7 @@ impl Client {
                     } else {
                         return Err(CallError::Failed {
                             method: method.name(),
-                            failure: session.scrub(failure),
+                            failure: scrubbed(failure, &session.reference),
                         });
                     }
                 }
@@ -372,7 +372,7 @@ impl Client {
                 Ok(Err(failure)) if failure.is("MESSAGE_PARAMETER_COUNT_MISMATCH") && !short => {
                     login.short = true
                 }
-                Ok(Err(failure)) => return Ok(Err(failure)),
+                Ok(Err(failure)) => return Ok(Err(scrubbed(failure, self.password.expose()))),
                 Ok(Ok(Value::String(reference))) => return Ok(Ok(reference)),
                 Ok(Ok(_)) => return Err(unreadable("not a reference".to_owned())),
                 Err(PostError::NotSent(detail) | PostError::NoAnswer(detail)) => {
@@ -455,16 +455,11 @@ impl fmt::Debug for Client {
     }
 }
 
-impl Session {
-    /// SESSION_INVALID repeats our session's reference; nobody needs to see it.
-    fn scrub(&self, mut failure: Failure) -> Failure {
-        failure
-            .params
-            .iter_mut()
-            .filter(|param| param.contains(&self.reference))
-            .for_each(|param| *param = "…".into());
-        failure
-    }
+/// SESSION_INVALID repeats our session's reference, and nobody knows what a strange server repeats.
+fn scrubbed(mut failure: Failure, secret: &str) -> Failure {
+    let shows = |param: &&mut String| !secret.is_empty() && param.contains(secret);
+    failure.params.iter_mut().filter(shows).for_each(|param| *param = "…".to_owned());
+    failure
 }
 
 fn home(url: &str, scheme: &str) -> Option<Endpoint> {

@@ -295,7 +295,8 @@ async fn a_login_that_never_answers_leaves_the_call_unsent() {
 
 #[tokio::test]
 async fn a_wrong_password_is_not_tried_again_and_again() {
-    let refuse = |_: &Call| failure("SESSION_AUTHENTICATION_FAILED", &["root", "Authentication failure"]);
+    let refuse =
+        |_: &Call| failure("SESSION_AUTHENTICATION_FAILED", &["root", &format!("{PASSWORD} is wrong")]);
     let server = Server::start(refuse).await;
     let patient = client(&server, &[]);
     for outcome in join_all((0..10).map(|_| set(&patient))).await {
