@@ -4,3 +4,4 @@
 mod common;
 mod recovery;
 mod store;
+mod xen;

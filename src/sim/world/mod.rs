@@ -199,7 +199,8 @@ impl World {
         world
     }
 
-    fn boot_server(&mut self) {
+    /// Starts the server from what it had stored; its jobs go on at the next [`Self::run`].
+    pub fn boot_server(&mut self) {
         let gate = Gate::default();
         let life = {
             let mut shared = self.wires.lock();
