@@ -121,6 +121,8 @@ pub struct TftpConfig {
     pub listen: Vec<std::net::SocketAddrV4>,
     /// The published files.
     pub root: PathBuf,
+    /// What BIOS network cards without iPXE get, beneath the root.
+    pub loader: String,
     /// Bind the sockets to this device (the demo: `lo`).
     pub device: Option<String>,
 }
@@ -239,6 +241,12 @@ pub struct Limits {
     pub installs_per_pool: u32,
     /// XenAPI calls at once per pool.
     pub calls_per_pool: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { installs_per_pool: 4, calls_per_pool: 8 }
+    }
 }
 
 /// Deadlines (design: Completion). Each counts from the PV or HVM start unless said otherwise.
