@@ -1,12 +1,21 @@
 //! The configuration: [`Config`] is checked and has nothing left to guess; `raw` is the file as written, `check`
 //! turns one into the other and reports every problem at once. Reading and checking opens nothing but the file
-//! itself and the secret files it names.
+//! itself and the secret files it names (`load`).
+
+mod check;
+mod load;
+mod problem;
+mod raw;
+mod read;
 
 use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{machine::MacAddr, secret::Secret};
+
+pub use load::{Surroundings, load, load_in};
+pub use problem::{Problem, Problems, problems_report};
 
 /// A checked configuration.
 #[derive(Debug, Clone)]
