@@ -3,5 +3,6 @@
 
 mod common;
 mod recovery;
+mod config;
 mod store;
 mod xen;
