@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::print_stdout)]
 
 mod common;
-mod recovery;
 mod config;
+mod recovery;
 mod store;
 mod xen;
