@@ -4,5 +4,6 @@
 mod common;
 mod config;
 mod recovery;
+mod simpool;
 mod store;
 mod xen;
