@@ -6,4 +6,5 @@ mod config;
 mod recovery;
 mod simpool;
 mod store;
+mod walks;
 mod xen;
