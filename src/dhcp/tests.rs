@@ -106,7 +106,7 @@ impl Rig {
             address: SELF,
             mode,
             boot_url: Some("http://10.0.0.1:8080".into()),
-            loader: Some("undionly.kpxe".into()),
+            loader: Some(DEFAULT_LOADER.into()),
         };
         let now = Timestamp::from_millis(1_000_000);
         Self { service: Service::new(settings, []), now, store_answers: true }

@@ -11,7 +11,10 @@ use bootflip::{
     boot::sink::Sign,
     clock::SystemClock,
     config::{DhcpInterface, DhcpMode, DhcpPool},
-    dhcp::server::{self, BootServices, Bound, Shared},
+    dhcp::{
+        DEFAULT_LOADER,
+        server::{self, BootServices, Bound, Shared},
+    },
     machine::MacAddr,
     store::{Batch, Entry, Op, Revision, Store, StoreError, Watch},
 };
@@ -133,7 +136,7 @@ impl Rig {
             proxy_port: 0,
         };
         let boot =
-            BootServices { url: Some("http://127.0.0.1:8080".into()), loader: Some("undionly.kpxe".into()) };
+            BootServices { url: Some("http://127.0.0.1:8080".into()), loader: Some(DEFAULT_LOADER.into()) };
         let shared = Shared {
             gate: scene.gate.clone(),
             sink: scene.sink.clone(),
