@@ -166,7 +166,7 @@ impl Ledger {
         }
         let found = truth.claim.as_deref().and_then(|text| serde_json::from_str::<Claim>(text).ok());
         let ours = found.as_ref().is_some_and(|claim| Some(claim.nonce.as_str()) == job.nonce());
-        let waived = job.resolution == Some(Resolution::Restore);
+        let waived = matches!(job.resolution, Some(Resolution::Restore | Resolution::Accept));
         match method {
             Method::VmAddToOtherConfig if key == CLAIM_KEY => {}
             Method::VmRemoveFromOtherConfig if key == CLAIM_KEY && !ours => {
