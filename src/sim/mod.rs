@@ -1,1 +1,3 @@
-//! The simulator.
+//! The simulator: a pool, its guests and the demo. Nothing that serves names it.
+
+pub mod guest;
