@@ -1,0 +1,184 @@
+//! Simulated guests over real sockets on `lo`, against a DHCP, TFTP and HTTP responder that holds just what a guest
+//! needs.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bootflip::{
+    clock::SystemClock,
+    machine::MacAddr,
+    sim::guest::{
+        Event, Firmware, Guest, GuestPlan, InstalledSystem, Mishap, Pace,
+        client::{Ended, Told, Wire, WireConfig},
+    },
+};
+use socket2::{Domain, Socket, Type};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, UdpSocket},
+};
+use tokio_util::sync::CancellationToken;
+
+type Log = Arc<Mutex<Vec<String>>>;
+
+fn udp_on_lo(address: Ipv4Addr) -> UdpSocket {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+    socket.bind_device(Some(b"lo")).unwrap();
+    socket.set_broadcast(true).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    socket.bind(&SocketAddr::from((address, 0)).into()).unwrap();
+    UdpSocket::from_std(socket.into()).unwrap()
+}
+
+/// Leases 127.64.0.x, x being the MAC's last byte.
+async fn dhcp(socket: UdpSocket, client_port: u16, boot_url: String) {
+    let mut buffer = vec![0; 2048];
+    loop {
+        let (length, _) = socket.recv_from(&mut buffer).await.unwrap();
+        let packet = &buffer[..length];
+        let mut reply = packet[..240].to_vec();
+        reply[0] = 2;
+        reply[16..20].copy_from_slice(&[127, 64, 0, packet[33]]);
+        reply[20..24].copy_from_slice(&[127, 0, 0, 1]);
+        let file =
+            if packet.windows(4).any(|four| four == b"iPXE") { boot_url.as_str() } else { "undionly.kpxe" };
+        reply.extend([53, 1, if packet[242] == 1 { 2 } else { 5 }, 54, 4, 127, 0, 0, 1, 67]);
+        reply.push(u8::try_from(file.len()).unwrap());
+        reply.extend(file.as_bytes());
+        reply.push(255);
+        socket.send_to(&reply, (Ipv4Addr::BROADCAST, client_port)).await.unwrap();
+    }
+}
+
+/// Serves any file, 3,000 bytes long, with the block size that was asked for.
+async fn tftp(socket: UdpSocket, log: Log) {
+    let mut buffer = vec![0; 2048];
+    loop {
+        let (length, peer) = socket.recv_from(&mut buffer).await.unwrap();
+        let name = buffer[2..length].split(|b| *b == 0).next().unwrap().to_vec();
+        log.lock().unwrap().push(format!("{} tftp {}", peer.ip(), String::from_utf8(name).unwrap()));
+        let transfer = udp_on_lo(Ipv4Addr::LOCALHOST);
+        let mut packet = b"\0\x06tsize\x003000\0blksize\x001432\0".to_vec();
+        for block in 1..=4_u8 {
+            transfer.send_to(&packet, peer).await.unwrap();
+            let (length, _) = transfer.recv_from(&mut buffer).await.unwrap();
+            assert_eq!(buffer[..length], [0, 4, 0, block - 1]);
+            packet = vec![0, 3, 0, block];
+            packet.resize(4 + if block < 3 { 1432 } else { 136 }, 7);
+        }
+    }
+}
+
+async fn http(listener: TcpListener, log: Log) {
+    let at = listener.local_addr().unwrap();
+    loop {
+        let (mut stream, peer) = listener.accept().await.unwrap();
+        let mut request = vec![];
+        while !request.windows(4).any(|four| four == b"\r\n\r\n") {
+            let read = stream.read_buf(&mut request).await.unwrap();
+            assert_ne!(read, 0);
+        }
+        let request = String::from_utf8(request).unwrap();
+        let words: Vec<&str> = request.split(' ').take(2).collect();
+        log.lock().unwrap().push(format!("{} {}", peer.ip(), words.join(" ")));
+        let body = match words[1] {
+            "/b/x" => format!("#!ipxe\nkernel /f/k url=http://{at}/a/x\ninitrd /f/i\nboot\n"),
+            "/a/x" => format!("REPORT_URL=http://{at}/r/t\nBOOTED_URL=http://{at}/r/u/booted\n"),
+            _ => "x".repeat(200_000),
+        };
+        let reply = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        stream.write_all(reply.as_bytes()).await.unwrap();
+    }
+}
+
+/// Wire and responders, and what the responders saw.
+async fn start() -> (Arc<Wire>, Log) {
+    let log = Log::default();
+    let (server, files) = (udp_on_lo(Ipv4Addr::UNSPECIFIED), udp_on_lo(Ipv4Addr::LOCALHOST));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let boot_url = format!("http://{}/b/x", listener.local_addr().unwrap());
+    let config = WireConfig {
+        device: "lo".to_owned(),
+        client_port: 0,
+        server_port: server.local_addr().unwrap().port(),
+        tftp_port: files.local_addr().unwrap().port(),
+    };
+    let wire = Arc::new(Wire::bind(config).unwrap());
+    tokio::spawn(dhcp(server, wire.client_port().unwrap(), boot_url));
+    tokio::spawn(tftp(files, Arc::clone(&log)));
+    tokio::spawn(http(listener, Arc::clone(&log)));
+    let run = Arc::clone(&wire);
+    tokio::spawn(async move { run.run(CancellationToken::new()).await });
+    (wire, log)
+}
+
+fn plan(firmware: Firmware) -> GuestPlan {
+    let plan = GuestPlan::hurried(3, Duration::from_secs(5));
+    let pace = Pace { stage: Duration::from_millis(20), ..plan.pace };
+    GuestPlan { firmware, pace, ..plan }
+}
+
+async fn run(wire: &Wire, mac: MacAddr, guest: Guest) -> (Ended, Option<InstalledSystem>) {
+    let mut disk = None;
+    let tell = |told| {
+        if let Told::Installed(system) = told {
+            disk = Some(system);
+        }
+    };
+    let ended = wire.run_guest(mac, guest, &SystemClock, CancellationToken::new(), tell).await;
+    (ended, disk)
+}
+
+#[tokio::test]
+async fn guest_installs_over_real_sockets_from_its_own_address() {
+    for (last, firmware) in [(7, Firmware::Ipxe), (8, Firmware::PxeRom)] {
+        let (wire, log) = start().await;
+        let mac = MacAddr::new([2, 0, 0, 0, 0, last]);
+        let (ended, disk) = run(&wire, mac, Guest::netboot(mac, plan(firmware))).await;
+        assert_eq!(ended, Ended::PowerOff);
+        assert!(disk.unwrap().booted_url.ends_with("/r/u/booted"));
+        let loader: &[&str] = if firmware == Firmware::PxeRom { &["tftp undionly.kpxe"] } else { &[] };
+        let rest =
+            ["GET /b/x", "GET /f/k", "GET /f/i", "GET /a/x", "POST /r/t/started", "POST /r/t/partitioned"];
+        let end = ["POST /r/t/base", "POST /r/t/packages", "POST /r/t/late", "POST /r/t/done"];
+        let expected: Vec<String> =
+            loader.iter().chain(&rest).chain(&end).map(|line| format!("127.64.0.{last} {line}")).collect();
+        assert_eq!(*log.lock().unwrap(), expected);
+    }
+}
+
+#[tokio::test]
+async fn guests_side_by_side_hear_only_what_is_theirs() {
+    let (wire, log) = start().await;
+    let guests = (1..=20_u8).map(|last| {
+        let (wire, mac) = (Arc::clone(&wire), MacAddr::new([2, 0, 0, 0, 0, last]));
+        let disk = InstalledSystem { booted_url: String::new(), hostname: String::new() };
+        let log = Arc::clone(&log);
+        tokio::spawn(async move {
+            let (ended, _) = run(&wire, mac, Guest::netboot(mac, plan(Firmware::Ipxe))).await;
+            assert_eq!(ended, Ended::PowerOff);
+            let stop = CancellationToken::new();
+            let silent = GuestPlan { mishap: Mishap::SystemKeepsSilent, ..plan(Firmware::Ipxe) };
+            let idle = |told| {
+                if told == Told::Event(Event::Idle) {
+                    log.lock().unwrap().push(format!("127.64.0.{last} idle"));
+                    stop.cancel();
+                }
+            };
+            let guest = Guest::installed(mac, silent, disk);
+            let ended = wire.run_guest(mac, guest, &SystemClock, stop.clone(), idle).await;
+            assert_eq!(ended, Ended::Stopped);
+        })
+    });
+    for guest in guests.collect::<Vec<_>>() {
+        guest.await.unwrap();
+    }
+    let log = log.lock().unwrap();
+    for last in 1..=20 {
+        let seen = log.iter().filter(|line| line.starts_with(&format!("127.64.0.{last} "))).count();
+        assert_eq!(seen, 11, "{log:?}");
+    }
+}
