@@ -1,3 +1,9 @@
-//! The simulator: a pool, its guests and the demo. Nothing that serves names it.
+//! The simulator: one pool model with XenAPI semantics, the bodies that serve it, and the guests that come up in it.
+//!
+//! [`pool`], [`faults`] and the cores of [`guest`] are pure: seeded, no sockets, time is an argument. World (tests)
+//! drives them directly. Verdicts on a run are read from the pool's records and call log, never from the program
+//! under test.
 
+pub mod faults;
 pub mod guest;
+pub mod pool;

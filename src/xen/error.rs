@@ -1,4 +1,7 @@
-//! What can go wrong with a call, and what it means for the caller.
+//! What can go wrong with a call, and what it means for the caller. Pure.
+//!
+//! Invariant: an outcome that may have happened is never classed as one to repeat blindly. Codes are matched by
+//! name only, never by the number of their parameters, which differs between releases.
 
 use std::fmt;
 
@@ -15,6 +18,11 @@ impl Failure {
     /// A failure with these words.
     pub fn new(code: &str, params: &[&str]) -> Self {
         Self { code: code.to_owned(), params: params.iter().map(|&p| p.to_owned()).collect() }
+    }
+
+    /// Whether this is the failure with that code.
+    pub fn is(&self, code: &str) -> bool {
+        self.code == code
     }
 }
 
@@ -73,6 +81,35 @@ pub enum CallError {
     },
 }
 
+impl CallError {
+    /// What a caller does about it.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Failed { failure, .. } => Class::of(failure),
+            // An answer that cannot be read says nothing about the effect.
+            Self::Unknown { .. } | Self::Protocol { .. } => Class::Observe,
+            Self::Unreachable { .. } => Class::SlowRetry,
+            Self::Untrusted { .. } | Self::LoginRefused { .. } => Class::Permanent,
+        }
+    }
+
+    /// The pool's own words, when it answered.
+    pub const fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Failed { failure, .. } | Self::LoginRefused { failure } => Some(failure),
+            Self::Unknown { .. }
+            | Self::Unreachable { .. }
+            | Self::Untrusted { .. }
+            | Self::Protocol { .. } => None,
+        }
+    }
+
+    /// Whether the pool answered with this code.
+    pub fn is(&self, code: &str) -> bool {
+        self.failure().is_some_and(|failure| failure.is(code))
+    }
+}
+
 /// What a caller does about a [`CallError`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Class {
@@ -89,3 +126,80 @@ pub enum Class {
     /// Look at the pool before deciding anything: the call may have had its effect.
     Observe,
 }
+
+impl Class {
+    /// What a pool's failure means. A code that is not in the table will not get better by itself.
+    pub fn of(failure: &Failure) -> Self {
+        match failure.code.as_str() {
+            "SESSION_INVALID" => Self::Relogin,
+            "HOST_IS_SLAVE" => Self::Redirect,
+
+            // A lock held by another operation, or a server that is busy.
+            "OTHER_OPERATION_IN_PROGRESS"
+            | "TOO_BUSY"
+            | "TOO_MANY_PENDING_TASKS"
+            | "VM_NOT_RESIDENT_HERE"
+            | "VDI_IN_USE"
+            | "SR_BACKEND_FAILURE_46"
+            | "FAILED_TO_START_EMULATOR" => Self::Retry,
+            // Event feeds start again with an empty token.
+            "EVENTS_LOST" | "EVENT_FROM_TOKEN_PARSE_FAILURE" => Self::Retry,
+            // A catch-all; but a bootloader that found nothing to boot finds nothing the second time either.
+            "INTERNAL_ERROR" if bootloader_message(failure).is_none() => Self::Retry,
+
+            // The toolstack or a host is away, starting, full or in maintenance.
+            "HOST_STILL_BOOTING"
+            | "HOST_IN_EMERGENCY_MODE"
+            | "HOST_OFFLINE"
+            | "HOST_NOT_LIVE"
+            | "HOST_MASTER_CANNOT_TALK_BACK"
+            | "CANNOT_CONTACT_HOST"
+            | "NO_HOSTS_AVAILABLE"
+            | "HOST_NOT_ENOUGH_FREE_MEMORY"
+            | "HOST_NOT_ENOUGH_PCPUS"
+            | "HOST_DISABLED"
+            | "HOST_DISABLED_UNTIL_REBOOT"
+            | "HOST_EVACUATE_IN_PROGRESS"
+            | "HA_ENABLE_IN_PROGRESS"
+            | "HA_DISABLE_IN_PROGRESS"
+            | "NOT_SUPPORTED_DURING_UPGRADE"
+            | "VM_HOST_INCOMPATIBLE_VERSION"
+            | "VM_REQUIRES_SR"
+            | "VM_REQUIRES_NETWORK" => Self::SlowRetry,
+
+            // The VM is not what we believed, or may have changed: read it again and plan again.
+            "VM_BAD_POWER_STATE"
+            | "MAP_DUPLICATE_KEY"
+            | "HANDLE_INVALID"
+            | "VM_HALTED"
+            | "VM_REBOOTED"
+            | "VM_CRASHED"
+            | "VM_FAILED_SHUTDOWN_ACKNOWLEDGMENT"
+            | "VM_SHUTDOWN_TIMEOUT" => Self::Observe,
+
+            _ => Self::Permanent,
+        }
+    }
+}
+
+/// What the bootloader said, when a PV start failed for it: BOOTLOADER_FAILED [vm, message], or its twins by which
+/// xapi says the same as INTERNAL_ERROR or UNKNOWN_BOOTLOADER [vm, name]. The start will not succeed when
+/// repeated; the disk or the PV settings need a person.
+pub fn bootloader_message(failure: &Failure) -> Option<String> {
+    const TWINS: [&str; 3] =
+        ["Bootloader.Bad_error", "Bootloader.Unknown_bootloader", "there is no bootable device"];
+    match failure.code.as_str() {
+        "BOOTLOADER_FAILED" => Some(failure.params.get(1..).unwrap_or_default().join(" ")),
+        "UNKNOWN_BOOTLOADER" => {
+            Some(format!("unknown bootloader {}", failure.params.get(1..).unwrap_or_default().join(" ")))
+        }
+        "INTERNAL_ERROR" => {
+            let message = failure.params.join(" ");
+            TWINS.iter().any(|twin| message.contains(twin)).then_some(message)
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

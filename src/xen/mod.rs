@@ -30,9 +30,9 @@ pub enum Value {
     /// `<dateTime.iso8601>`, such as `20260101T12:00:00Z`, as text.
     DateTime(String),
     /// `<array>`.
-    Array(Vec<Value>),
+    Array(Vec<Self>),
     /// `<struct>`.
-    Struct(BTreeMap<String, Value>),
+    Struct(BTreeMap<String, Self>),
 }
 
 impl Value {
@@ -214,10 +214,15 @@ impl Method {
 
     /// How long one call may take in all before its outcome is unknown (fault F13).
     pub const fn deadline(self) -> Duration {
-        match self {
-            Self::EventFrom => Duration::from_secs(75),
-            Self::PoolSyncDatabase | Self::VmUnpause | Self::VmGetAllRecords | Self::VifGetAllRecords => Duration::from_secs(60),
-            _ => Duration::from_secs(15),
+        if matches!(self, Self::EventFrom) {
+            Duration::from_secs(75)
+        } else if matches!(
+            self,
+            Self::PoolSyncDatabase | Self::VmUnpause | Self::VmGetAllRecords | Self::VifGetAllRecords
+        ) {
+            Duration::from_secs(60)
+        } else {
+            Duration::from_secs(15)
         }
     }
 }
