@@ -7,3 +7,4 @@
 pub mod faults;
 pub mod guest;
 pub mod pool;
+pub mod server;

@@ -3,3 +3,4 @@
 
 mod common;
 mod guests;
+mod simpool;
