@@ -4,6 +4,7 @@
 //! drives them directly. Verdicts on a run are read from the pool's records and call log, never from the program
 //! under test.
 
+pub mod demo;
 pub mod faults;
 pub mod guest;
 pub mod pool;

@@ -10,9 +10,18 @@ use std::{
 use bootflip::{
     clock::SystemClock,
     machine::MacAddr,
-    sim::guest::{
-        Event, Firmware, Guest, GuestPlan, InstalledSystem, Mishap, Pace,
-        client::{Ended, Told, Wire, WireConfig},
+    sim::{
+        demo::{
+            DemoOptions,
+            guests::{Guests, Happened},
+            plan::{DemoPlan, Moment},
+        },
+        guest::{
+            Event, Firmware, Guest, GuestPlan, InstalledSystem, Mishap, Pace, Stage,
+            client::{Ended, Told, Wire, WireConfig},
+        },
+        pool::{PersonAct, Pool, Release, VmSpec},
+        server::{SimOptions, SimServer},
     },
 };
 use socket2::{Domain, Socket, Type};
@@ -181,4 +190,49 @@ async fn guests_side_by_side_hear_only_what_is_theirs() {
         let seen = log.iter().filter(|line| line.starts_with(&format!("127.64.0.{last} "))).count();
         assert_eq!(seen, 11, "{log:?}");
     }
+}
+
+#[tokio::test]
+async fn guests_of_a_simulated_pool_install_and_then_run_what_they_installed() {
+    let (wire, log) = start().await;
+    let program = "bootflip".into();
+    let options = DemoOptions { vms: 1, seed: 5, faults: false, json: true, broken: None, program, keep: false };
+    let plan = DemoPlan::new(&options);
+    let mut pool = Pool::new(5, Release::V8_2);
+    let uuid = pool.add_vm(VmSpec { macs: vec![plan.vms[0].mac], ..VmSpec::default() });
+    let mut sim = SimServer::start(pool, SimOptions::default()).unwrap();
+    let (sender, mut happened) = tokio::sync::mpsc::channel(64);
+    let guests = Arc::new(Guests::new(plan, std::slice::from_ref(&uuid), wire, sim.pool.clone(), sender));
+    let person = |act: PersonAct| sim.pool.with(|pool, now| pool.person(now, &uuid, &act)).unwrap();
+
+    person(PersonAct::SetDomainType("hvm".to_owned()));
+    person(PersonAct::SetBootParams([("order".to_owned(), "n".to_owned())].into()));
+    person(PersonAct::Start);
+    guests.start(sim.starts.recv().await.unwrap());
+    let mut moments = vec![];
+    while moments.last() != Some(&Moment::At(Stage::Done)) {
+        let Happened { vm, attempt, moment } = happened.recv().await.unwrap();
+        assert_eq!((vm, attempt), (0, 1));
+        moments.push(moment);
+    }
+    assert_eq!((moments[0], moments.len()), (Moment::HvmRuns, 7));
+    let truth = || sim.pool.with(|pool, _| pool.truth(&uuid)).unwrap();
+    until(|| truth().power_state == "Halted").await;
+
+    person(PersonAct::SetDomainType("pv".to_owned()));
+    person(PersonAct::Start);
+    guests.start(sim.starts.recv().await.unwrap());
+    until(|| guests.booted_domid(0).is_some()).await;
+    assert_eq!(guests.booted_domid(0), truth().domain.map(|domain| domain.domid));
+    assert!(log.lock().unwrap().last().unwrap().ends_with("POST /r/u/booted"));
+}
+
+/// Waits for what other tasks bring about.
+async fn until(check: impl Fn() -> bool) {
+    let wait = async {
+        while !check() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), wait).await.expect("it never came");
 }
