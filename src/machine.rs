@@ -52,7 +52,13 @@ impl FromStr for MacAddr {
 
     fn from_str(text: &str) -> Result<Self, BadMac> {
         let bad = || BadMac { text: text.chars().take(64).collect() };
-        let separator = if text.contains(':') { Some(':') } else if text.contains('-') { Some('-') } else { None };
+        let separator = if text.contains(':') {
+            Some(':')
+        } else if text.contains('-') {
+            Some('-')
+        } else {
+            None
+        };
         let parts: Vec<&str> = match separator {
             Some(separator) => text.split(separator).collect(),
             None if text.is_ascii() && text.len() == 12 => {
@@ -63,7 +69,9 @@ impl FromStr for MacAddr {
         let bytes: Vec<u8> = parts
             .iter()
             .map(|part| match part.len() {
-                2 if part.bytes().all(|b| b.is_ascii_hexdigit()) => u8::from_str_radix(part, 16).map_err(|_| bad()),
+                2 if part.bytes().all(|b| b.is_ascii_hexdigit()) => {
+                    u8::from_str_radix(part, 16).map_err(|_| bad())
+                }
                 _ => Err(bad()),
             })
             .collect::<Result<_, _>>()?;
@@ -98,7 +106,14 @@ mod tests {
 
     #[test]
     fn what_is_not_six_bytes_in_hex_is_refused() {
-        for text in ["", "02:16:3e:00:00", "02:16:3e:00:00:01:02", "+2:16:3e:00:00:01", "02163e0000é", "zz:16:3e:00:00:01"] {
+        for text in [
+            "",
+            "02:16:3e:00:00",
+            "02:16:3e:00:00:01:02",
+            "+2:16:3e:00:00:01",
+            "02163e0000é",
+            "zz:16:3e:00:00:01",
+        ] {
             assert!(text.parse::<MacAddr>().is_err(), "{text}");
         }
     }

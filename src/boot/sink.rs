@@ -77,7 +77,11 @@ pub trait Sink: Send + Sync + fmt::Debug {
 
     /// The answer file is about to be given out. Returns once that is durable: `true`: give it; `false`: the
     /// attempt has had its ten, or is over.
-    fn answer_fetched<'a>(&'a self, token: TokenHash, peer: Option<IpAddr>) -> BoxFuture<'a, Result<bool, Unavailable>>;
+    fn answer_fetched<'a>(
+        &'a self,
+        token: TokenHash,
+        peer: Option<IpAddr>,
+    ) -> BoxFuture<'a, Result<bool, Unavailable>>;
 
     /// A report.
     fn report(&self, report: Report) -> BoxFuture<'_, ReportAnswer>;

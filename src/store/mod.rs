@@ -4,6 +4,7 @@
 //! disk), and is visible to every later `get`, `list` and `watch`. Backends: [`memory`] for tests and the
 //! simulation, [`sqlite`] for the server. `jobs` is the typed repository of jobs.
 
+mod feed;
 pub mod jobs;
 pub mod memory;
 pub mod sqlite;
@@ -86,6 +87,34 @@ impl Batch {
     }
 }
 
+/// The longest key, in bytes.
+pub const KEY_LIMIT: usize = 512;
+
+/// The longest value, in bytes.
+pub const VALUE_LIMIT: usize = 1024 * 1024;
+
+impl Batch {
+    /// Refuses what no backend takes; each asks this before it does anything.
+    fn within_limits(&self) -> Result<(), StoreError> {
+        for op in &self.ops {
+            let (key, value) = match op {
+                Op::Put { key, value } => (key, value.len()),
+                Op::Delete { key } => (key, 0),
+            };
+            let too_large = |part, bytes, limit| {
+                Err(StoreError::TooLarge { key: key.chars().take(64).collect(), part, bytes, limit })
+            };
+            if key.len() > KEY_LIMIT {
+                return too_large("key", key.len(), KEY_LIMIT);
+            }
+            if value > VALUE_LIMIT {
+                return too_large("value", value, VALUE_LIMIT);
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What a commit changed, for watchers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
@@ -107,7 +136,9 @@ pub enum StoreError {
         key: String,
     },
     /// The database cannot be written or read just now (disk full, I/O error). Nothing of the commit was done.
-    #[error("cannot {operation} the database {path}: {detail}; free space or mend the disk, bootflip goes on by itself")]
+    #[error(
+        "cannot {operation} the database {path}: {detail}; free space or mend the disk, bootflip goes on by itself"
+    )]
     Unavailable {
         /// `write` or `read`.
         operation: &'static str,
@@ -115,6 +146,18 @@ pub enum StoreError {
         path: PathBuf,
         /// The backend's own words.
         detail: String,
+    },
+    /// A key of more than 512 bytes or a value of more than 1 MiB. Nothing of the commit was done.
+    #[error("{key} does not go into the store: its {part} has {bytes} bytes and the limit is {limit}")]
+    TooLarge {
+        /// The key, cut to 64 characters.
+        key: String,
+        /// `key` or `value`.
+        part: &'static str,
+        /// What it has.
+        bytes: usize,
+        /// What it may have.
+        limit: usize,
     },
     /// What stands in the store is not what this version writes.
     #[error("{key} in the store does not parse: {detail}")]
@@ -141,6 +184,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Does the batch, durably, or nothing. Returns the new revision.
     fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<Revision, StoreError>>;
 
-    /// Changes after `from`, in order; a backend may refuse a `from` that it no longer remembers by closing at once.
+    /// Changes after `from`, by revision. Of what happened before this call only the latest change of each key is
+    /// told; from then on every change is. `from: 0` tells every key that exists. A backend may refuse a `from`
+    /// that it no longer remembers, or that lies in the future, by closing at once.
     fn watch(&self, from: Revision) -> BoxFuture<'_, Result<Watch, StoreError>>;
 }

@@ -36,8 +36,16 @@ impl Api {
 
     /// `VM.get_by_name_label`: the references of all VMs with this label, templates and snapshots among them.
     pub async fn vms_by_name(&self, label: &str) -> Result<Vec<String>, CallError> {
-        let method = Method::VmGetByNameLabel;
-        let Value::Array(items) = self.call(method, vec![Value::string(label)]).await? else {
+        self.references(Method::VmGetByNameLabel, label).await
+    }
+
+    /// `VM.get_possible_hosts`: the hosts that could start the VM now.
+    pub async fn possible_hosts(&self, vm: &str) -> Result<Vec<String>, CallError> {
+        self.references(Method::VmGetPossibleHosts, vm).await
+    }
+
+    async fn references(&self, method: Method, about: &str) -> Result<Vec<String>, CallError> {
+        let Value::Array(items) = self.call(method, vec![Value::string(about)]).await? else {
             return Err(protocol(method, "not a set"));
         };
         let references = items.iter().map(|item| item.as_str().map(str::to_owned));

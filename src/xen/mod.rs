@@ -63,7 +63,12 @@ impl Value {
     pub fn get(&self, member: &str) -> Option<&Self> {
         match self {
             Self::Struct(members) => members.get(member),
-            Self::String(_) | Self::Bool(_) | Self::Double(_) | Self::Int(_) | Self::DateTime(_) | Self::Array(_) => None,
+            Self::String(_)
+            | Self::Bool(_)
+            | Self::Double(_)
+            | Self::Int(_)
+            | Self::DateTime(_)
+            | Self::Array(_) => None,
         }
     }
 }
@@ -81,6 +86,7 @@ pub enum Method {
     VmGetByUuid,
     VmGetByNameLabel,
     VmGetRecord,
+    VmGetPossibleHosts,
     VmMetricsGetRecord,
     VmGuestMetricsGetRecord,
     VbdGetRecord,
@@ -109,7 +115,7 @@ pub enum Method {
 
 impl Method {
     /// Every method.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 34] = [
         Self::SessionLogin,
         Self::SessionLogout,
         Self::PoolGetAllRecords,
@@ -119,6 +125,7 @@ impl Method {
         Self::VmGetByUuid,
         Self::VmGetByNameLabel,
         Self::VmGetRecord,
+        Self::VmGetPossibleHosts,
         Self::VmMetricsGetRecord,
         Self::VmGuestMetricsGetRecord,
         Self::VbdGetRecord,
@@ -157,6 +164,7 @@ impl Method {
             Self::VmGetByUuid => "VM.get_by_uuid",
             Self::VmGetByNameLabel => "VM.get_by_name_label",
             Self::VmGetRecord => "VM.get_record",
+            Self::VmGetPossibleHosts => "VM.get_possible_hosts",
             Self::VmMetricsGetRecord => "VM_metrics.get_record",
             Self::VmGuestMetricsGetRecord => "VM_guest_metrics.get_record",
             Self::VbdGetRecord => "VBD.get_record",

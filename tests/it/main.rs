@@ -4,3 +4,4 @@
 mod common;
 mod guests;
 mod simpool;
+mod store;

@@ -428,6 +428,12 @@ impl Pool {
             .ok_or_else(|| Failure::new("NO_HOSTS_AVAILABLE", &[]))
     }
 
+    /// Hosts that could start the VM now, in the mode that its record has.
+    pub(super) fn possible_hosts(&self, vm: &str) -> Vec<String> {
+        let boot = if self.db.text(Class::Vm, vm, "HVM_boot_policy").is_empty() { BootKind::Pv } else { BootKind::Hvm };
+        self.choose_host(vm, boot).into_iter().collect()
+    }
+
     fn used_on(&self, host: &str) -> u64 {
         self.domains.values().filter(|domain| domain.host == host).map(|domain| domain.memory).sum()
     }

@@ -1,0 +1,140 @@
+//! Looking at a VM, and making the calls that plans name.
+
+use super::{Executor, OperationError};
+use crate::{
+    config::EvidenceKind,
+    provision::{
+        job::{Effect, Job},
+        plan::{Call, CallResult, Observed, TaskState, Trail},
+    },
+    xen::{
+        CallError, Failure,
+        api::Api,
+        records::{TaskStatus, is_null},
+    },
+};
+
+impl Executor {
+    /// The VM as it is now, found by uuid; a reference of an older database is looked up anew once.
+    pub(super) async fn observe(
+        &self,
+        job: &Job,
+        effect: Effect,
+        trail: &Trail,
+    ) -> Result<Observed, CallError> {
+        let Ok(pool) = self.pool(job) else {
+            return Err(CallError::Unreachable {
+                detail: format!("pool {} is not in the configuration", job.pool),
+            });
+        };
+        let api = &pool.api;
+        let vm = match self.reference(api, &job.vm_uuid).await {
+            Ok(reference) => match api.vm_record(&reference).await {
+                Err(error) if error.is("HANDLE_INVALID") => {
+                    self.memory().references.remove(&job.vm_uuid);
+                    let reference = self.reference(api, &job.vm_uuid).await?;
+                    api.vm_record(&reference).await?
+                }
+                other => other?,
+            },
+            Err(error) => return Err(error),
+        };
+        let metrics = api.vm_metrics(&vm.metrics).await?;
+        let known = match effect {
+            Effect::Start => job.start.as_ref().and_then(|start| start.task.clone()),
+            Effect::StartPv => job.pv_start.as_ref().and_then(|start| start.task.clone()),
+            _ => None,
+        };
+        let task = match trail.task().map(str::to_owned).or(known) {
+            Some(task) => Some(task_state(api, &task).await?),
+            None => None,
+        };
+        let wants_agent = effect == Effect::Evidence && job.profile.evidence == EvidenceKind::Agent;
+        let guest_addresses = if wants_agent && !is_null(&vm.guest_metrics) {
+            api.guest_networks(&vm.guest_metrics)
+                .await?
+                .into_values()
+                .filter(|address| !address.is_empty())
+                .collect()
+        } else {
+            Vec::new()
+        };
+        Ok(Observed { vm, metrics, task, guest_addresses })
+    }
+
+    async fn reference(&self, api: &Api, uuid: &str) -> Result<String, CallError> {
+        if let Some(known) = self.memory().references.get(uuid) {
+            return Ok(known.clone());
+        }
+        let reference = api.vm_by_uuid(uuid).await?;
+        self.memory().references.insert(uuid.to_owned(), reference.clone());
+        Ok(reference)
+    }
+
+    /// Makes one call.
+    pub(super) async fn make(
+        &self,
+        job: &Job,
+        seen: &Observed,
+        call: &Call,
+    ) -> Result<CallResult, OperationError> {
+        let api = &self.pool(job)?.api;
+        Ok(make(api, &seen.vm.reference, call).await)
+    }
+}
+
+/// Makes one call on a VM.
+pub(super) async fn make(api: &Api, vm: &str, call: &Call) -> CallResult {
+    let plain = match call {
+        Call::AddToOtherConfig(key, value) => api.add_to_other_config(vm, key, value).await,
+        Call::RemoveFromOtherConfig(key) => api.remove_from_other_config(vm, key).await,
+        Call::Sync => api.sync_database().await,
+        Call::SetActionsAfterShutdown(action) => api.set_actions_after_shutdown(vm, action).await,
+        Call::SetActionsAfterReboot(action) => api.set_actions_after_reboot(vm, action).await,
+        Call::SetActionsAfterCrash(action) => api.set_actions_after_crash(vm, action).await,
+        Call::SetHvmBootParams(params) => api.set_hvm_boot_params(vm, params).await,
+        Call::SetDomainType(kind) => api.set_domain_type(vm, kind).await,
+        Call::SetHvmBootPolicy(policy) => api.set_hvm_boot_policy(vm, policy).await,
+        Call::SetPvBootloader(bootloader) => api.set_pv_bootloader(vm, bootloader).await,
+        Call::AddToPlatform(key, value) => api.add_to_platform(vm, key, value).await,
+        Call::RemoveFromPlatform(key) => api.remove_from_platform(vm, key).await,
+        Call::Unpause => api.unpause(vm).await,
+        Call::CleanShutdown => return with_task(api.clean_shutdown(vm).await),
+        Call::HardShutdown => return with_task(api.hard_shutdown(vm).await),
+        Call::Start { paused } => return with_task(api.start(vm, *paused).await),
+    };
+    match plain {
+        Ok(()) => CallResult::Ok { task: None },
+        Err(error) => CallResult::Failed(error),
+    }
+}
+
+fn with_task(answer: Result<String, CallError>) -> CallResult {
+    match answer {
+        Ok(task) => CallResult::Ok { task: Some(task) },
+        Err(error) => CallResult::Failed(error),
+    }
+}
+
+/// A task as it is now. One that the pool does not know any more is gone, and says nothing.
+pub(super) async fn task_state(api: &Api, task: &str) -> Result<TaskState, CallError> {
+    let record = match api.task(task).await {
+        Ok(record) => record,
+        Err(error) if error.is("HANDLE_INVALID") => return Ok(TaskState::Gone),
+        Err(error) => return Err(error),
+    };
+    Ok(match record.status {
+        TaskStatus::Pending | TaskStatus::Cancelling => TaskState::Pending,
+        TaskStatus::Success => TaskState::Success,
+        TaskStatus::Failure => {
+            let failure = record
+                .failure()
+                .unwrap_or_else(|| Failure::new("INTERNAL_ERROR", &["the task failed without a word"]));
+            TaskState::Failed(CallError::Failed { method: "task", failure })
+        }
+        TaskStatus::Cancelled => TaskState::Failed(CallError::Failed {
+            method: "task",
+            failure: Failure::new("TASK_CANCELLED", &[task]),
+        }),
+    })
+}

@@ -1,0 +1,93 @@
+//! Reading what E0 judges.
+
+use super::{Executor, OperationError};
+use crate::{
+    provision::{
+        job::{Job, NewJob},
+        preflight::{Cleared, Facts, judge},
+        reason::Reason,
+    },
+    xen::{CallError, api::Api, records::is_null},
+};
+
+/// What `deploy --plan` shows of one VM.
+#[derive(Debug, Clone)]
+pub struct Preview {
+    /// E0's verdict.
+    pub verdict: Result<Cleared, (Reason, String)>,
+    /// Disks, in words.
+    pub disks: Vec<String>,
+}
+
+impl Executor {
+    /// E0 for a job: the facts, the rules, and a look at everything that would be served.
+    pub(super) async fn clear(
+        &self,
+        job: &Job,
+        nonce: &str,
+    ) -> Result<Result<Result<Cleared, (Reason, String)>, CallError>, OperationError> {
+        let pool = self.pool(job)?;
+        let facts = match gather(&pool.api, &job.vm_uuid).await {
+            Ok(facts) => facts,
+            Err(error) => return Ok(Err(error)),
+        };
+        let verdict = judge(job, &facts, &self.rules(pool), nonce, self.parts.clock.now());
+        Ok(Ok(verdict.and_then(|cleared| self.servable(job, cleared))))
+    }
+
+    fn servable(&self, job: &Job, cleared: Cleared) -> Result<Cleared, (Reason, String)> {
+        if job.profile.boot.is_none() {
+            return Ok(cleared);
+        }
+        let Some(mac) = cleared.mac else { return Err((Reason::NoVif, "no NIC to boot from".into())) };
+        let mut preview = job.clone();
+        preview.disk.clone_from(&cleared.disk);
+        match self.parts.serving.problem(&self.armed(&preview, mac)) {
+            Some(problem) => Err((Reason::NotServable, problem)),
+            None => Ok(cleared),
+        }
+    }
+
+    /// What a job would meet, with nothing stored and nothing changed.
+    ///
+    /// # Errors
+    /// The pool is away, or not in the configuration.
+    pub async fn preview(&self, new: NewJob) -> Result<Result<Preview, CallError>, OperationError> {
+        let job = Job::new(new, self.parts.clock.now());
+        let api = self.pool(&job)?.api.clone();
+        let facts = match gather(&api, &job.vm_uuid).await {
+            Ok(facts) => facts,
+            Err(error) => return Ok(Err(error)),
+        };
+        let disks = facts
+            .vbds
+            .iter()
+            .filter(|(vbd, _)| vbd.kind == "Disk")
+            .map(|(vbd, vdi)| crate::provision::preflight::describe_disk(vbd, vdi.as_ref()))
+            .collect();
+        Ok(match self.clear(&job, "preview").await? {
+            Ok(verdict) => Ok(Preview { verdict, disks }),
+            Err(error) => Err(error),
+        })
+    }
+}
+
+async fn gather(api: &Api, uuid: &str) -> Result<Facts, CallError> {
+    let reference = api.vm_by_uuid(uuid).await?;
+    let vm = api.vm_record(&reference).await?;
+    let metrics = api.vm_metrics(&vm.metrics).await?;
+    let mut vbds = Vec::with_capacity(vm.vbds.len());
+    for vbd in &vm.vbds {
+        let vbd = api.vbd(vbd).await?;
+        let vdi = if is_null(&vbd.vdi) { None } else { Some(api.vdi(&vbd.vdi).await?) };
+        vbds.push((vbd, vdi));
+    }
+    let vifs = api.vifs().await?;
+    let pool = api.pools().await?.into_iter().next().ok_or_else(|| CallError::Protocol {
+        method: "pool.get_all_records",
+        detail: "the pool has no pool record".into(),
+    })?;
+    let hosts = api.hosts().await?;
+    let possible_hosts = api.possible_hosts(&reference).await?.len();
+    Ok(Facts { vm, metrics, vbds, vifs, pool, hosts, possible_hosts })
+}

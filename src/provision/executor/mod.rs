@@ -1,0 +1,625 @@
+//! The shell around the job: looks, plans, calls, looks again, and stores every step. The only writer of jobs.
+//!
+//! Order of every effect: intent stored → VM read → call → VM read back → outcome stored. After every commit the boot
+//! gate is set from the job, so a closed gate is durable before it is closed and an open one before it opens. Nothing
+//! in memory is needed after a restart: [`Executor::recover`] rebuilds it from the store.
+
+mod calls;
+pub mod claims;
+mod facts;
+mod reports;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use super::{
+    admission,
+    claim::{Claim, Found},
+    job::{Effect, GateState, Intent, Job, NewJob, StartRecord, State, Tokens},
+    plan::{CallResult, Observed, Plan, Trail, plan, reason_of},
+    preflight::Rules,
+    reason::Reason,
+    recovery, resume,
+    settings::{WayBack, way_back},
+    step::{Channel, Event, Outcome, step},
+};
+use crate::{
+    boot::{ArmPhase, Armed, Gate, Machine, sink::Sign},
+    clock::{Clock, Timestamp},
+    machine::MacAddr,
+    secret::{TokenHash, TokenKey, TokenUse},
+    store::{
+        Store, StoreError,
+        jobs::{Jobs, Stored},
+    },
+    xen::{CallError, Class, api::Api},
+};
+
+/// One pool as the executor uses it.
+#[derive(Debug, Clone)]
+pub struct PoolAccess {
+    /// Its calls.
+    pub api: Api,
+    /// `pool.allow`.
+    pub allow: Vec<String>,
+    /// `limits.installs_per_pool`.
+    pub installs: u32,
+}
+
+/// What the boot services would serve, checked before anything is changed (E0).
+pub trait Serving: Send + Sync + fmt::Debug {
+    /// What is wrong with what this attempt would be served: a file missing, a template broken, a listener down.
+    fn problem(&self, armed: &Armed) -> Option<String>;
+}
+
+/// Who is told that a job should be looked at again.
+pub trait Wakers: Send + Sync + fmt::Debug {
+    /// This job has news.
+    fn wake(&self, job: &str);
+}
+
+/// What the executor is made of.
+pub struct Parts {
+    /// `server.name`.
+    pub owner: String,
+    /// Where jobs are.
+    pub store: Arc<dyn Store>,
+    /// The pools, by name.
+    pub pools: BTreeMap<String, PoolAccess>,
+    /// The boot gate.
+    pub gate: Gate,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// The key of all tokens.
+    pub key: TokenKey,
+    /// E0's check of what would be served.
+    pub serving: Arc<dyn Serving>,
+    /// Who is woken.
+    pub wakers: Arc<dyn Wakers>,
+    /// 128 fresh random bits in hex.
+    pub nonce: Box<dyn Fn() -> String + Send + Sync>,
+    /// What decides.
+    pub decisions: Decisions,
+}
+
+/// The two pure functions that decide. Tests put a broken one in their place, to see that they would notice.
+#[derive(Debug, Clone, Copy)]
+pub struct Decisions {
+    /// [`plan`].
+    pub plan: fn(Effect, &Job, &Observed, &Trail, Timestamp) -> Plan,
+    /// [`step`].
+    pub step: fn(&Job, &Event, Timestamp) -> Job,
+}
+
+impl Default for Decisions {
+    fn default() -> Self {
+        Self { plan, step }
+    }
+}
+
+/// Drives jobs (see the module).
+pub struct Executor {
+    parts: Parts,
+    jobs: Jobs,
+    memory: Mutex<Memory>,
+}
+
+/// What may be lost in a crash.
+#[derive(Debug, Default)]
+struct Memory {
+    trails: HashMap<String, (Intent, u32, Trail)>,
+    references: HashMap<String, String>,
+    tokens: HashMap<TokenHash, (String, Channel)>,
+    renders: HashMap<TokenHash, String>,
+    macs: HashMap<MacAddr, String>,
+    signs: HashMap<String, Vec<Sign>>,
+    live: BTreeMap<String, Job>,
+    unreachable: HashMap<String, u32>,
+}
+
+/// When a job wants to be looked at again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wake {
+    /// At this time, or on news.
+    At(Timestamp),
+    /// On news only.
+    OnNews,
+    /// Never: it has ended and settled.
+    Ended,
+}
+
+/// Why an operation on a job was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum OperationError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// No such job.
+    #[error("there is no job {0}")]
+    NoSuchJob(String),
+    /// The job's pool is not in the configuration any more.
+    #[error("pool {0} is not in the configuration; the job waits for it")]
+    NoSuchPool(String),
+    /// The operation does not fit the job's state.
+    #[error("the job is {state}: {operation} has no effect on it")]
+    NotNow {
+        /// What was asked.
+        operation: &'static str,
+        /// The job's state.
+        state: State,
+    },
+}
+
+/// How long one tick may go on before others get a turn.
+const ROUNDS_PER_TICK: usize = 400;
+
+/// Pause after the store failed.
+const STORE_PAUSE: Duration = Duration::from_secs(2);
+
+enum Flow {
+    Again,
+    Until(Timestamp),
+}
+
+impl fmt::Debug for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parts").field("owner", &self.owner).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Executor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Executor").field("owner", &self.parts.owner).finish_non_exhaustive()
+    }
+}
+
+impl Executor {
+    /// An executor; call [`Self::recover`] before anything else.
+    pub fn new(parts: Parts) -> Self {
+        let jobs = Jobs::new(Arc::clone(&parts.store));
+        Self { parts, jobs, memory: Mutex::new(Memory::default()) }
+    }
+
+    /// Reads all jobs, sets the boot gate and the token index from them, and returns those that want a look.
+    ///
+    /// # Errors
+    /// The store is away.
+    pub async fn recover(&self) -> Result<Vec<String>, StoreError> {
+        let mut wanted = Vec::new();
+        for stored in self.jobs.all().await? {
+            self.publish(None, &stored.job);
+            if !stored.job.state.is_terminal() || stored.job.settle_at.is_some() {
+                wanted.push(stored.job.id);
+            }
+        }
+        Ok(wanted)
+    }
+
+    /// Makes a job, or returns the live one that its VM already has (`false`).
+    ///
+    /// # Errors
+    /// The store is away.
+    pub async fn create(&self, new: NewJob) -> Result<(Job, bool), StoreError> {
+        let job = Job::new(new, self.parts.clock.now());
+        match self.jobs.create(&job).await {
+            Ok(_) => {
+                tracing::info!(job = %job.id, vm = %job.vm_name, "job made");
+                self.publish(None, &job);
+                self.parts.wakers.wake(&job.id);
+                Ok((job, true))
+            }
+            Err(StoreError::Conflict { key }) => match self.jobs.live(&job.pool, &job.vm_uuid).await? {
+                Some(stored) => Ok((stored.job, false)),
+                None => Err(StoreError::Conflict { key }),
+            },
+            Err(other) => Err(other),
+        }
+    }
+
+    /// One job.
+    ///
+    /// # Errors
+    /// The store is away.
+    pub async fn job(&self, id: &str) -> Result<Option<Job>, StoreError> {
+        Ok(self.jobs.get(id).await?.map(|stored| stored.job))
+    }
+
+    /// All jobs, oldest first.
+    ///
+    /// # Errors
+    /// The store is away.
+    pub async fn all(&self) -> Result<Vec<Job>, StoreError> {
+        Ok(self.jobs.all().await?.into_iter().map(|stored| stored.job).collect())
+    }
+
+    /// An operator's cancel, retry or resolve.
+    ///
+    /// # Errors
+    /// No such job, or the event has no effect on it as it stands.
+    pub async fn operate(&self, id: &str, event: Event) -> Result<Job, OperationError> {
+        let operation = match &event {
+            Event::Cancel => "cancel",
+            Event::Retry => "retry",
+            _ => "resolve",
+        };
+        let before = self.jobs.get(id).await?.ok_or_else(|| OperationError::NoSuchJob(id.to_owned()))?;
+        let after = self.apply(id, &event).await?;
+        if after == before.job {
+            return Err(OperationError::NotNow { operation, state: after.state });
+        }
+        self.parts.wakers.wake(id);
+        Ok(after)
+    }
+
+    /// Takes a job as far as it goes now.
+    pub async fn tick(&self, id: &str) -> Wake {
+        for _ in 0..ROUNDS_PER_TICK {
+            match self.round(id).await {
+                Ok(Some(Flow::Again)) => {}
+                Ok(Some(Flow::Until(at))) => return Wake::At(at),
+                Ok(None) => return self.at_rest(id),
+                Err(error) => {
+                    tracing::error!(job = id, %error, "a job cannot go on");
+                    return Wake::At(self.parts.clock.now() + STORE_PAUSE);
+                }
+            }
+        }
+        Wake::At(self.parts.clock.now())
+    }
+
+    /// Queued jobs are woken when a slot frees; ended ones never.
+    fn at_rest(&self, id: &str) -> Wake {
+        if self.memory().live.contains_key(id) { Wake::OnNews } else { Wake::Ended }
+    }
+
+    async fn round(&self, id: &str) -> Result<Option<Flow>, OperationError> {
+        self.take_signs(id).await?;
+        let Some(Stored { job, .. }) = self.jobs.get(id).await? else { return Ok(None) };
+        if job.state == State::Queued {
+            return Ok(self.admit(&job).await?.then_some(Flow::Again));
+        }
+        let now = self.parts.clock.now();
+        match resume(&job) {
+            Some(effect) => self.effect(job, effect).await.map(Some),
+            None if job.state == State::NeedsOperator => self.look_if_safe(&job).await.map(Some),
+            None => match job.settle_at {
+                Some(at) if now >= at => self.settle(&job).await.map(Some),
+                Some(at) => Ok(Some(Flow::Until(at))),
+                None => Ok(None),
+            },
+        }
+    }
+
+    async fn admit(&self, job: &Job) -> Result<bool, OperationError> {
+        let cap = self.pool(job)?.installs;
+        let may = {
+            let mut memory = self.memory();
+            let may = admission::may_begin(job, memory.live.values(), cap);
+            if may && let Some(known) = memory.live.get_mut(&job.id) {
+                known.slot = true; // taken before the store is asked, so that two cannot take the last one
+            }
+            may
+        };
+        if may {
+            self.apply(&job.id, &Event::Admitted).await?;
+        }
+        Ok(may)
+    }
+
+    async fn effect(&self, job: Job, effect: Effect) -> Result<Flow, OperationError> {
+        let (job, fresh) = match job.intent {
+            Some(_) => (job, false),
+            None => match self.intend(&job, effect).await? {
+                Ok(job) => (job, true),
+                Err(flow) => return Ok(flow),
+            },
+        };
+        let Some(intent) = job.intent.filter(|intent| intent.effect == effect) else {
+            return Ok(Flow::Again);
+        };
+        let mut trail = self.trail(&job, intent, fresh);
+        if effect == Effect::Preflight {
+            return self.preflight(&job).await;
+        }
+        let seen = match self.observe(&job, effect, &trail).await {
+            Ok(seen) => seen,
+            Err(error) => return self.unobserved(&job, &error).await,
+        };
+        self.reached(&job).await?;
+        let now = self.parts.clock.now();
+        let flow = match (self.parts.decisions.plan)(effect, &job, &seen, &trail, now) {
+            Plan::Done(outcome) => self.note(&job, Event::Done(outcome)).await?,
+            Plan::Call(call) => {
+                let result = self.make(&job, &seen, &call).await?;
+                if let CallResult::Failed(error) = &result {
+                    tracing::debug!(job = %job.id, effect = %effect.label(), ?call, %error, "a call failed");
+                    if Self::is_about_the_pool(error) {
+                        return self.unobserved(&job, error).await;
+                    }
+                }
+                let task = match &result {
+                    CallResult::Ok { task } if matches!(effect, Effect::Start | Effect::StartPv) => {
+                        task.clone()
+                    }
+                    CallResult::Ok { .. } | CallResult::Failed(_) => None,
+                };
+                trail.calls.push((self.parts.clock.now(), call, result));
+                if let Some(task) = task {
+                    self.apply(&job.id, &Event::TaskKnown(task)).await?;
+                }
+                Flow::Again
+            }
+            Plan::Arm => {
+                let tokens = self.tokens_of(&job);
+                self.note(&job, Event::Done(Outcome::Armed(tokens))).await?
+            }
+            Plan::CloseGate => self.note(&job, Event::GateClosed).await?,
+            Plan::SeenHalted => self.note(&job, Event::SeenHalted).await?,
+            Plan::Wait(at) => Flow::Until(at.max(now + Duration::from_millis(1))),
+            Plan::Fail(reason, detail) => self.note(&job, Event::Failed(reason, detail)).await?,
+            Plan::Park(reason, detail, differences) => {
+                self.note(&job, Event::Parked(reason, detail, differences)).await?
+            }
+        };
+        self.memory().trails.insert(job.id.clone(), (intent, job.attempt, trail));
+        Ok(flow)
+    }
+
+    async fn note(&self, job: &Job, event: Event) -> Result<Flow, OperationError> {
+        self.apply(&job.id, &event).await?;
+        Ok(Flow::Again)
+    }
+
+    /// Stores the intent; a start's intent remembers the domain that was there before.
+    async fn intend(&self, job: &Job, effect: Effect) -> Result<Result<Job, Flow>, OperationError> {
+        let start = if matches!(effect, Effect::Start | Effect::StartPv) {
+            let seen = match self.observe(job, effect, &Trail::default()).await {
+                Ok(seen) => seen,
+                Err(error) => return self.unobserved(job, &error).await.map(Err),
+            };
+            let now = self.parts.clock.now();
+            if seen.is_busy() {
+                return Ok(Err(Flow::Until(now + super::plan::SOON)));
+            }
+            if !seen.is_halted() {
+                let detail = "the VM was started by somebody else before our start".to_owned();
+                let event = match (job.state, effect) {
+                    // As it was: running. Whoever started it did our work.
+                    (State::Undoing, _) => Event::Done(Outcome::StartGivenUp(detail)),
+                    (_, _) => Event::Failed(Reason::StartedBySomeone, detail),
+                };
+                return self.note(job, event).await.map(Err);
+            }
+            let (before, domid_before) = (seen.metrics.start_time, seen.vm.domid);
+            Some(StartRecord { before, domid_before, intended: now, task: None, seen: None, at: None })
+        } else {
+            None
+        };
+        self.apply(&job.id, &Event::Intended(effect, start)).await.map(Ok)
+    }
+
+    fn trail(&self, job: &Job, intent: Intent, fresh: bool) -> Trail {
+        let known = self.memory().trails.remove(&job.id);
+        match known {
+            Some((of, attempt, trail)) if of == intent && attempt == job.attempt => trail,
+            Some(_) | None => Trail { calls: Vec::new(), intended_here: fresh },
+        }
+    }
+
+    async fn preflight(&self, job: &Job) -> Result<Flow, OperationError> {
+        let nonce = (self.parts.nonce)();
+        match self.clear(job, &nonce).await? {
+            Ok(Ok(cleared)) => {
+                self.reached(job).await?;
+                self.note(job, Event::Done(Outcome::Cleared(Box::new(cleared)))).await
+            }
+            Ok(Err((reason, detail))) => self.note(job, Event::Failed(reason, detail)).await,
+            Err(error) => self.unobserved(job, &error).await,
+        }
+    }
+
+    /// The pool is away: the job waits, however long that takes. The VM is gone: that is an end.
+    async fn unobserved(&self, job: &Job, error: &CallError) -> Result<Flow, OperationError> {
+        let gone = error
+            .failure()
+            .is_some_and(|failure| matches!(failure.code.as_str(), "HANDLE_INVALID" | "UUID_INVALID"));
+        if gone {
+            return self.note(job, Event::Failed(Reason::VmGone, error.to_string())).await;
+        }
+        if error.class() == Class::Permanent && error.failure().is_some() && !Self::is_about_the_pool(error) {
+            return self.note(job, Event::Failed(reason_of(error), error.to_string())).await;
+        }
+        let failures = {
+            let mut memory = self.memory();
+            let count = memory.unreachable.entry(job.id.clone()).or_default();
+            *count = count.saturating_add(1);
+            *count
+        };
+        if failures == 1 || job.waiting.is_none() {
+            tracing::warn!(job = %job.id, vm = %job.vm_name, %error, "waiting for the pool");
+            self.apply(&job.id, &Event::Waiting(Some(error.to_string()))).await?;
+        }
+        let pause = super::plan::backoff(usize::try_from(failures).unwrap_or(usize::MAX));
+        Ok(Flow::Until(self.parts.clock.now() + pause))
+    }
+
+    async fn reached(&self, job: &Job) -> Result<(), OperationError> {
+        self.memory().unreachable.remove(&job.id);
+        if job.waiting.is_some() {
+            self.apply(&job.id, &Event::Waiting(None)).await?;
+        }
+        Ok(())
+    }
+
+    async fn look_if_safe(&self, job: &Job) -> Result<Flow, OperationError> {
+        let seen = match self.observe(job, Effect::Disarm, &Trail::default()).await {
+            Ok(seen) => seen,
+            Err(error) => return self.unobserved(job, &error).await,
+        };
+        self.reached(job).await?;
+        let now = self.parts.clock.now();
+        if recovery::safe_again(job, &seen, now) {
+            return self.note(job, Event::SafeAgain).await;
+        }
+        Ok(Flow::Until(now + job.deadlines.poll))
+    }
+
+    /// Six minutes after an end whose writes could not be synced: are they still there?
+    async fn settle(&self, job: &Job) -> Result<Flow, OperationError> {
+        let seen = match self.observe(job, Effect::Release, &Trail::default()).await {
+            Ok(seen) => seen,
+            Err(error) if error.failure().is_some() => return self.note(job, Event::Settled).await,
+            Err(error) => return self.unobserved(job, &error).await,
+        };
+        self.reached(job).await?;
+        self.note(job, Self::settled(job, &seen)).await
+    }
+
+    fn settled(job: &Job, seen: &Observed) -> Event {
+        let Some(claim) = &job.claim else { return Event::Settled };
+        match Claim::find(&seen.vm) {
+            Found::Claim(found) if found.nonce == claim.nonce => {
+                return Event::Unsettled("our claim is back".into());
+            }
+            Found::Claim(_) | Found::Stray(_) | Found::Unreadable(_) => return Event::Settled,
+            Found::Absent => {}
+        }
+        match way_back(&seen.vm, &claim.touched, false) {
+            WayBack::AtTarget | WayBack::Differs(_) => Event::Settled,
+            WayBack::Next(call) => Event::Unsettled(format!("{call:?} is to be done again")),
+        }
+    }
+
+    /// Stores what an event makes of a job, and sets the gate from it.
+    async fn apply(&self, id: &str, event: &Event) -> Result<Job, OperationError> {
+        loop {
+            let stored = self.jobs.get(id).await?.ok_or_else(|| OperationError::NoSuchJob(id.to_owned()))?;
+            let next = (self.parts.decisions.step)(&stored.job, event, self.parts.clock.now());
+            if next == stored.job {
+                return Ok(next);
+            }
+            match self.jobs.replace(&stored, &next).await {
+                Ok(_) => {
+                    if next.state != stored.job.state {
+                        let reason = next.reason.map(Reason::label);
+                        tracing::info!(job = id, vm = %next.vm_name, from = %stored.job.state, to = %next.state, reason, "job advanced");
+                    }
+                    self.publish(Some(&stored.job), &next);
+                    return Ok(next);
+                }
+                // Its own record changed: decide again. The VM's live mark is another job's: an operator's retry fails.
+                Err(StoreError::Conflict { key }) if key.starts_with("jobs/") => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Sets gate, token index and admission from a stored job; wakes those who wait for its slot.
+    fn publish(&self, before: Option<&Job>, job: &Job) {
+        let woken: Vec<String> = {
+            let mut memory = self.memory();
+            if job.state.is_terminal() && job.settle_at.is_none() {
+                memory.live.remove(&job.id);
+            } else {
+                memory.live.insert(job.id.clone(), job.clone());
+            }
+            if let Some(old) = before.and_then(|before| before.tokens).filter(|old| Some(*old) != job.tokens)
+            {
+                memory.tokens.remove(&old.report);
+                memory.tokens.remove(&old.booted);
+                memory.renders.remove(&old.render);
+            }
+            if let Some(tokens) = &job.tokens {
+                memory.tokens.insert(tokens.report, (job.id.clone(), Channel::Report));
+                memory.tokens.insert(tokens.booted, (job.id.clone(), Channel::Booted));
+                memory.renders.insert(tokens.render, job.id.clone());
+            }
+            if let Some(mac) = job.mac {
+                if job.state.is_terminal() {
+                    if memory.macs.get(&mac).is_some_and(|of| *of == job.id) {
+                        memory.macs.remove(&mac);
+                    }
+                } else {
+                    memory.macs.insert(mac, job.id.clone());
+                }
+            }
+            let freed = before.is_some_and(|before| before.slot) && !job.slot;
+            let waiting = memory.live.values().filter(|other| freed && admission::is_waiting(other));
+            waiting.map(|other| other.id.clone()).collect()
+        };
+        let open = job.gate != GateState::Closed;
+        let newest = job.mac.is_some()
+            && (open
+                || before.is_some_and(|before| before.gate != GateState::Closed)
+                || !job.state.is_terminal());
+        if let Some(mac) = job.mac.filter(|_| newest) {
+            let armed = open.then(|| Arc::new(self.armed(job, mac)));
+            let machine = Machine { mac, name: job.vm_name.clone(), vm_uuid: job.vm_uuid.clone(), armed };
+            self.parts.gate.update(|table| table.publish(machine));
+        }
+        for id in woken {
+            self.parts.wakers.wake(&id);
+        }
+    }
+
+    fn armed(&self, job: &Job, mac: MacAddr) -> Armed {
+        let token = |usage| self.parts.key.token(&job.id, job.attempt, usage);
+        let files = job.profile.boot.clone().unwrap_or_else(|| crate::config::BootFiles {
+            kernel: String::new(),
+            initrd: Vec::new(),
+            args: String::new(),
+            answer: None,
+        });
+        Armed {
+            job: job.id.clone(),
+            attempt: job.attempt,
+            vm_name: job.vm_name.clone(),
+            vm_uuid: job.vm_uuid.clone(),
+            mac,
+            render: token(TokenUse::Render),
+            report: token(TokenUse::Report),
+            booted: token(TokenUse::Booted),
+            files,
+            profile: job.profile.name.clone(),
+            variables: job.variables.clone(),
+            disk: job.disk.clone(),
+            phase: match job.gate {
+                GateState::Closed | GateState::Booting => ArmPhase::Booting,
+                GateState::Installing => ArmPhase::Installing,
+            },
+        }
+    }
+
+    fn tokens_of(&self, job: &Job) -> Tokens {
+        let hash = |usage| self.parts.key.token(&job.id, job.attempt, usage).hash();
+        Tokens {
+            render: hash(TokenUse::Render),
+            report: hash(TokenUse::Report),
+            booted: hash(TokenUse::Booted),
+        }
+    }
+
+    fn pool(&self, job: &Job) -> Result<&PoolAccess, OperationError> {
+        self.parts.pools.get(&job.pool).ok_or_else(|| OperationError::NoSuchPool(job.pool.clone()))
+    }
+
+    fn rules(&self, pool: &PoolAccess) -> Rules {
+        Rules { allow: pool.allow.clone(), owner: self.parts.owner.clone() }
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Errors that say nothing of the VM: the pool is away, its certificate or our password is wrong.
+    fn is_about_the_pool(error: &CallError) -> bool {
+        matches!(
+            error,
+            CallError::Unreachable { .. } | CallError::Untrusted { .. } | CallError::LoginRefused { .. }
+        )
+    }
+}

@@ -1,0 +1,64 @@
+//! Reports from outside, judged against the job they name. Pure: the executor stores the event and then answers.
+
+use super::{
+    job::{Job, StageMark, State},
+    step::{Channel, Event},
+};
+use crate::{
+    boot::sink::{Report, ReportAnswer},
+    clock::Timestamp,
+};
+
+/// Characters of a report's body that are kept with the stage.
+const NOTE_CHARS: usize = 2000;
+
+/// The longest stage name.
+const STAGE_MAX: usize = 32;
+
+/// What a report means for the job: the event to store, if any, and the answer.
+pub fn judge(job: &Job, report: &Report, channel: Channel, now: Timestamp) -> (Option<Event>, ReportAnswer) {
+    if report.by_get && !job.profile.report_by_get {
+        return (None, ReportAnswer::WrongMethod);
+    }
+    let sane = !report.stage.is_empty()
+        && report.stage.len() <= STAGE_MAX
+        && report.stage.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    let right_path = match channel {
+        Channel::Booted => report.stage == "booted",
+        Channel::Report => report.stage != "booted",
+    };
+    if !sane || !right_path {
+        return (None, ReportAnswer::Unknown);
+    }
+    let stage = mark(report, now);
+    let seen = job.stages.iter().any(|known| known.name == stage.name);
+    match channel {
+        Channel::Report => match job.state {
+            State::Flipping | State::Booting | State::Installing if seen => (None, ReportAnswer::Already),
+            State::Flipping | State::Booting | State::Installing => {
+                (Some(Event::Report(stage)), ReportAnswer::Accepted)
+            }
+            _ if seen => (None, ReportAnswer::Already),
+            _ => (Some(Event::Report(stage)), ReportAnswer::Closed),
+        },
+        Channel::Booted => match job.state {
+            State::Verifying if job.booted_at.is_some() => (None, ReportAnswer::Already),
+            State::Verifying => (Some(Event::Booted(stage)), ReportAnswer::Accepted),
+            // The new system may be faster than the look at its start.
+            State::Starting => (None, ReportAnswer::Later),
+            _ if seen => (None, ReportAnswer::Already),
+            _ => (Some(Event::Booted(stage)), ReportAnswer::Closed),
+        },
+    }
+}
+
+fn mark(report: &Report, now: Timestamp) -> StageMark {
+    let text = String::from_utf8_lossy(&report.body);
+    let note: String = text.chars().filter(|c| !c.is_control() || *c == '\n').take(NOTE_CHARS).collect();
+    let percent = note
+        .split(|c: char| c.is_whitespace() || c == '&')
+        .find_map(|word| word.strip_prefix("percent="))
+        .and_then(|digits| digits.parse::<u8>().ok())
+        .map(|percent| percent.min(100));
+    StageMark { name: report.stage.clone(), at: now, percent, note }
+}

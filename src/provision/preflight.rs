@@ -1,0 +1,332 @@
+//! E0: what must hold before anything is changed. Reads only; every refusal says what was found and names the way
+//! out. `gather` (the executor's work) reads the facts, [`judge`] decides; pure.
+
+use std::collections::BTreeSet;
+
+use super::{
+    claim::{Claim, Found, INSTALLED_KEY},
+    job::Job,
+    reason::Reason,
+    settings,
+};
+use crate::{
+    clock::Timestamp,
+    config::ProfileKind,
+    machine::MacAddr,
+    xen::records::{
+        HostRecord, PoolRecord, PowerState, VbdRecord, VdiRecord, VifRecord, VmMetrics, VmRecord, never_ran,
+    },
+};
+
+/// What E0 read.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// The VM.
+    pub vm: VmRecord,
+    /// Its metrics.
+    pub metrics: VmMetrics,
+    /// Its block devices, each with its image where it has one.
+    pub vbds: Vec<(VbdRecord, Option<VdiRecord>)>,
+    /// Every VIF of the pool.
+    pub vifs: Vec<VifRecord>,
+    /// The pool.
+    pub pool: PoolRecord,
+    /// Its hosts.
+    pub hosts: Vec<HostRecord>,
+    /// How many hosts could start it now (`VM.get_possible_hosts`).
+    pub possible_hosts: usize,
+}
+
+/// What the configuration says about this VM.
+#[derive(Debug, Clone, Default)]
+pub struct Rules {
+    /// `pool.allow`.
+    pub allow: Vec<String>,
+    /// `server.name`.
+    pub owner: String,
+}
+
+/// A VM that may be installed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cleared {
+    /// The NIC that boots; rescue and external boot may do without.
+    pub mac: Option<MacAddr>,
+    /// The disk to install to: (userdevice, bytes).
+    pub disk: Option<(String, u64)>,
+    /// It runs now, and is to be stopped (reinstall).
+    pub running: bool,
+    /// The claim to write.
+    pub claim: Claim,
+}
+
+type Refusal = (Reason, String);
+
+/// Decides E0.
+///
+/// # Errors
+/// The first rule that does not hold, with what was found.
+pub fn judge(
+    job: &Job,
+    facts: &Facts,
+    rules: &Rules,
+    nonce: &str,
+    now: Timestamp,
+) -> Result<Cleared, Refusal> {
+    is_a_guest(&facts.vm)?;
+    is_allowed(&facts.vm, &rules.allow)?;
+    is_unclaimed(&facts.vm)?;
+    is_not_protected(facts)?;
+    is_free(&facts.vm)?;
+    is_pv(facts)?;
+    let mac = booting_nic(job, facts)?;
+    let disk = match job.profile.kind {
+        ProfileKind::Install => Some(install_disk(job, facts)?),
+        ProfileKind::Rescue => None,
+    };
+    may_be_erased(job, facts)?;
+    if facts.possible_hosts == 0 && facts.vm.power_state == PowerState::Halted {
+        let text = format!("no host can start it with {} MiB", facts.vm.memory_static_max >> 20);
+        return Err((Reason::NoHost, text));
+    }
+    let needs_flags = facts.hosts.iter().any(|host| host.api_version < (1, 10));
+    let claim = Claim {
+        v: 1,
+        owner: rules.owner.clone(),
+        vm_uuid: facts.vm.uuid.clone(),
+        job: job.id.clone(),
+        attempt: job.attempt,
+        nonce: nonce.to_owned(),
+        since: now,
+        touched: settings::touch(&facts.vm, needs_flags),
+    };
+    if claim.text().len() > super::claim::CLAIM_MAX {
+        return Err((Reason::SettingsChanged, "its boot settings do not fit into a claim of 4 KiB".into()));
+    }
+    Ok(Cleared { mac, disk, running: facts.vm.power_state == PowerState::Running, claim })
+}
+
+fn is_a_guest(vm: &VmRecord) -> Result<(), Refusal> {
+    let what = if vm.is_control_domain {
+        "a control domain"
+    } else if vm.is_a_snapshot {
+        "a snapshot"
+    } else if vm.is_a_template {
+        "a template"
+    } else {
+        return Ok(());
+    };
+    Err((Reason::NotAGuest, format!("{} is {what}", vm.name_label)))
+}
+
+/// `allow` entries are `tag=T`, `uuid=U` or `name~GLOB`; none: every VM.
+fn is_allowed(vm: &VmRecord, allow: &[String]) -> Result<(), Refusal> {
+    let fits = allow.is_empty() || allow.iter().any(|rule| selects(rule, vm));
+    if fits { Ok(()) } else { Err((Reason::NotAllowed, format!("allow = {allow:?} does not cover it"))) }
+}
+
+/// Whether a rule or selector (`tag=T`, `uuid=U`, `name~GLOB`, a uuid or a name label) names this VM.
+pub fn selects(rule: &str, vm: &VmRecord) -> bool {
+    if let Some(tag) = rule.strip_prefix("tag=") {
+        return vm.tags.iter().any(|found| found == tag);
+    }
+    if let Some(glob) = rule.strip_prefix("name~") {
+        return glob_fits(glob, &vm.name_label);
+    }
+    let rule = rule.strip_prefix("uuid=").unwrap_or(rule);
+    vm.uuid == rule || vm.name_label == rule
+}
+
+/// `*` any text, `?` any character; everything else is itself.
+pub fn glob_fits(glob: &str, text: &str) -> bool {
+    let (glob, text): (Vec<char>, Vec<char>) = (glob.chars().collect(), text.chars().collect());
+    let (mut g, mut t, mut star) = (0, 0, None);
+    while let Some(&c) = text.get(t) {
+        match glob.get(g) {
+            Some('*') => {
+                star = Some((g, t));
+                g += 1;
+            }
+            Some(&wanted) if wanted == '?' || wanted == c => {
+                g += 1;
+                t += 1;
+            }
+            Some(_) | None => match star {
+                Some((at, from)) => {
+                    star = Some((at, from + 1));
+                    g = at + 1;
+                    t = from + 1;
+                }
+                None => return false,
+            },
+        }
+    }
+    glob.iter().skip(g).all(|&c| c == '*')
+}
+
+fn is_unclaimed(vm: &VmRecord) -> Result<(), Refusal> {
+    match Claim::find(vm) {
+        Found::Absent => Ok(()),
+        Found::Claim(claim) => Err((
+            Reason::ClaimedByOther,
+            format!(
+                "claimed by {} for job {} since {}; `bootflip restore` undoes a claim of ours",
+                claim.owner, claim.job, claim.since
+            ),
+        )),
+        Found::Stray(claim) => Err((
+            Reason::ClaimedByOther,
+            format!(
+                "it is a copy of VM {} and carries its claim; remove the key bootflip:claim from the copy",
+                claim.vm_uuid
+            ),
+        )),
+        Found::Unreadable(why) => {
+            Err((Reason::ClaimedByOther, format!("its bootflip:claim cannot be read: {why}")))
+        }
+    }
+}
+
+fn is_not_protected(facts: &Facts) -> Result<(), Refusal> {
+    let vm = &facts.vm;
+    let protected =
+        vm.ha_always_run || (!vm.ha_restart_priority.is_empty() && vm.ha_restart_priority != "best-effort");
+    if facts.pool.ha_enabled && protected {
+        return Err((Reason::HaProtected, "HA is on in the pool and protects this VM".into()));
+    }
+    const NEEDED: [&str; 5] = ["start", "start_on", "hard_shutdown", "unpause", "clean_shutdown"];
+    match NEEDED.iter().find(|operation| vm.blocked_operations.contains_key(**operation)) {
+        Some(operation) => {
+            let why = vm.blocked_operations.get(*operation).cloned().unwrap_or_default();
+            Err((Reason::OperationBlocked, format!("`{operation}` is blocked: {why}")))
+        }
+        None => Ok(()),
+    }
+}
+
+fn is_free(vm: &VmRecord) -> Result<(), Refusal> {
+    match vm.power_state {
+        PowerState::Paused | PowerState::Suspended => {
+            Err((Reason::Busy, format!("it is {:?}", vm.power_state)))
+        }
+        PowerState::Halted | PowerState::Running if !vm.current_operations.is_empty() => {
+            let operations: BTreeSet<&str> = vm.current_operations.values().map(String::as_str).collect();
+            Err((Reason::Busy, format!("in progress: {operations:?}")))
+        }
+        PowerState::Halted | PowerState::Running => Ok(()),
+    }
+}
+
+fn is_pv(facts: &Facts) -> Result<(), Refusal> {
+    if !facts.vm.is_pv() {
+        let kind = facts
+            .vm
+            .domain_type
+            .clone()
+            .unwrap_or_else(|| format!("HVM_boot_policy \"{}\"", facts.vm.hvm_boot_policy));
+        return Err((Reason::NotPv, format!("its type is {kind}")));
+    }
+    // XenServer 8 and XCP-ng 8.3 (API 2.21) dropped PV.
+    match facts.hosts.iter().find(|host| host.api_version >= (2, 21)) {
+        Some(host) => {
+            let version = host.product_version.as_deref().unwrap_or("of unknown version");
+            Err((
+                Reason::PvUnsupported,
+                format!("host {} ({version}) cannot start PV guests", host.name_label),
+            ))
+        }
+        None => Ok(()),
+    }
+}
+
+fn booting_nic(job: &Job, facts: &Facts) -> Result<Option<MacAddr>, Refusal> {
+    let mut own: Vec<&VifRecord> = facts.vifs.iter().filter(|vif| vif.vm == facts.vm.reference).collect();
+    own.sort_by_key(|vif| vif.device.parse::<u32>().unwrap_or(u32::MAX));
+    let vif = match job.options.mac {
+        Some(mac) => own
+            .iter()
+            .find(|vif| vif.mac.parse() == Ok(mac))
+            .ok_or_else(|| (Reason::NoVif, format!("it has no VIF with MAC {mac}")))?,
+        None => own.first().ok_or_else(|| (Reason::NoVif, "it has no VIF".into()))?,
+    };
+    let Ok(mac) = vif.mac.parse::<MacAddr>() else {
+        return Err((Reason::NoVif, format!("its VIF's MAC is \"{}\"", vif.mac)));
+    };
+    let same = facts.vifs.iter().filter(|other| other.mac.parse() == Ok(mac)).count();
+    if same > 1 {
+        return Err((Reason::DuplicateMac, format!("{same} VIFs of the pool have MAC {mac}")));
+    }
+    Ok(Some(mac))
+}
+
+fn install_disk(job: &Job, facts: &Facts) -> Result<(String, u64), Refusal> {
+    let mut devices: Vec<&(VbdRecord, Option<VdiRecord>)> =
+        facts.vbds.iter().filter(|(vbd, _)| !vbd.empty).collect();
+    devices.sort_by_key(|(vbd, _)| vbd.userdevice.parse::<u32>().unwrap_or(u32::MAX));
+    let is_disk = |vbd: &VbdRecord| vbd.kind == "Disk" && vbd.mode == "RW";
+    let writable: Vec<_> = devices.iter().filter(|(vbd, _)| is_disk(vbd)).collect();
+    let named = job.options.disk.as_ref().or(job.profile.disk.as_ref());
+    let list =
+        || writable.iter().map(|(vbd, vdi)| describe_disk(vbd, vdi.as_ref())).collect::<Vec<_>>().join(", ");
+    let chosen = match named {
+        Some(position) => writable.iter().find(|(vbd, _)| vbd.userdevice == *position).ok_or_else(|| {
+            (Reason::WhichDisk, format!("no writable disk at position {position}; there are: {}", list()))
+        })?,
+        None => match writable.as_slice() {
+            [only] => only,
+            [] => return Err((Reason::WhichDisk, "it has no writable disk".into())),
+            [_, ..] => return Err((Reason::WhichDisk, format!("it has several writable disks: {}", list()))),
+        },
+    };
+    // pygrub reads the first bootable device that is not empty.
+    match devices.iter().find(|(vbd, _)| vbd.bootable) {
+        Some((first, _)) if first.userdevice == chosen.0.userdevice => {}
+        Some((first, _)) if first.kind != "Disk" => {
+            return Err((
+                Reason::CdFirst,
+                format!(
+                    "the bootable {} at position {} stands before the disk",
+                    first.kind, first.userdevice
+                ),
+            ));
+        }
+        Some((first, _)) => {
+            return Err((
+                Reason::WhichDisk,
+                format!(
+                    "position {} is bootable and would be read before {}",
+                    first.userdevice, chosen.0.userdevice
+                ),
+            ));
+        }
+        None => {
+            return Err((
+                Reason::WhichDisk,
+                format!("the disk at position {} is not bootable", chosen.0.userdevice),
+            ));
+        }
+    }
+    Ok((chosen.0.userdevice.clone(), chosen.1.as_ref().map_or(0, |vdi| vdi.virtual_size)))
+}
+
+/// A disk in words: position, name and size, for plans and confirmations.
+pub fn describe_disk(vbd: &VbdRecord, vdi: Option<&VdiRecord>) -> String {
+    let name = vdi.map_or("", |vdi| vdi.name_label.as_str());
+    let mib = vdi.map_or(0, |vdi| vdi.virtual_size >> 20);
+    format!("{} \"{name}\" {mib} MiB", vbd.userdevice)
+}
+
+fn may_be_erased(job: &Job, facts: &Facts) -> Result<(), Refusal> {
+    let erases = job.profile.kind == ProfileKind::Install;
+    let ours = job.own_starts.contains(&facts.metrics.start_time);
+    let ran = !never_ran(&facts.metrics) || facts.vm.other_config.contains_key(INSTALLED_KEY);
+    let running = facts.vm.power_state == PowerState::Running;
+    if erases && !job.options.reinstall && (running || (ran && !ours)) {
+        let when = if running {
+            "it is running".to_owned()
+        } else {
+            format!("it ran last at {}", facts.metrics.start_time)
+        };
+        return Err((Reason::HasRun, when));
+    }
+    Ok(())
+}

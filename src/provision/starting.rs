@@ -1,0 +1,176 @@
+//! E8 and E12: starting the VM once. Halted alone never proves that a start did not happen: the call is made again
+//! only when start_time is as the intent has it, no task and no operation is live, no sign of the guest was seen, and
+//! the pool had time to write the new start_time.
+
+use std::time::Duration;
+
+use super::{
+    job::{Job, StartRecord, State},
+    plan::{Call, CallResult, Observed, Plan, SOON, TaskState, Trail, backoff, give_up, past, reason_of},
+    reason::Reason,
+    step::Outcome,
+};
+use crate::{
+    clock::Timestamp,
+    xen::{CallError, Class, error::bootloader_message, records::PowerState},
+};
+
+/// VM_metrics.start_time is written by an event after the start; until this long after a call (or after an intent
+/// whose call may have been made) an unchanged start_time says nothing.
+const METRICS_LAG: Duration = Duration::from_secs(5);
+
+/// After a task's success, start_time must change within this; then the start counts without it.
+const METRICS_WAIT: Duration = Duration::from_secs(60);
+
+/// E8: the HVM start.
+pub fn hvm(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
+    let Some(start) = &job.start else {
+        return Plan::Fail(Reason::StartFailed, "the intent of the start is missing".into());
+    };
+    let done = |start_time: &str| Plan::Done(Outcome::Started { start_time: start_time.to_owned() });
+    let signs = job.signs.values().any(|&at| at > start.intended);
+    once(job, start, seen, trail, now, Start { paused: false, signs }, done)
+}
+
+/// E12: the PV start, paused first (a bootloader error comes back to the caller), then unpaused. In Undoing: the VM
+/// that we shut down and that never netbooted is started as it was.
+pub fn pv(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
+    let Some(start) = &job.pv_start else {
+        return Plan::Fail(Reason::PvStartFailed, "the intent of the start is missing".into());
+    };
+    if seen.vm.power_state == PowerState::Paused && !seen.is_busy() {
+        let too_soon = trail.last().is_some_and(|(at, call, result)| {
+            *call == Call::Unpause && matches!(result, CallResult::Failed(_)) && now < *at + SOON
+        });
+        return if too_soon { Plan::Wait(now + SOON) } else { Plan::Call(Call::Unpause) };
+    }
+    let done = |start_time: &str| Plan::Done(Outcome::PvStarted { start_time: start_time.to_owned() });
+    once(job, start, seen, trail, now, Start { paused: true, signs: false }, done)
+}
+
+struct Start {
+    paused: bool,
+    signs: bool,
+}
+
+fn once(
+    job: &Job,
+    start: &StartRecord,
+    seen: &Observed,
+    trail: &Trail,
+    now: Timestamp,
+    wanted: Start,
+    done: impl Fn(&str) -> Plan,
+) -> Plan {
+    let uncalled = trail.intended_here && trail.calls.is_empty();
+    let someone = || give_up(job, Reason::StartedBySomeone, "the VM was started by somebody else".into());
+    if seen.metrics.start_time != start.before {
+        return if uncalled || surely_not_ours(trail) { someone() } else { done(&seen.metrics.start_time) };
+    }
+    match seen.vm.power_state {
+        PowerState::Running | PowerState::Paused | PowerState::Suspended
+            if uncalled || surely_not_ours(trail) =>
+        {
+            someone()
+        }
+        PowerState::Running | PowerState::Paused | PowerState::Suspended => {
+            lagging(start, seen, trail, now, done)
+        }
+        PowerState::Halted => halted(job, start, seen, trail, now, wanted, done),
+    }
+}
+
+/// Every call of ours was answered, and answered with a refusal: what runs is not ours.
+fn surely_not_ours(trail: &Trail) -> bool {
+    trail.intended_here
+        && !trail.calls.is_empty()
+        && trail.calls.iter().all(|(_, _, result)| {
+            matches!(result, CallResult::Failed(CallError::Failed { failure, .. }) if failure.code == "VM_BAD_POWER_STATE")
+        })
+}
+
+/// It runs, and the pool has not written the new start_time yet.
+fn lagging(
+    start: &StartRecord,
+    seen: &Observed,
+    trail: &Trail,
+    now: Timestamp,
+    done: impl Fn(&str) -> Plan,
+) -> Plan {
+    let since = trail.last().map_or(start.intended, |(at, _, _)| *at);
+    if now >= since + METRICS_WAIT { done(&seen.metrics.start_time) } else { Plan::Wait(now + SOON) }
+}
+
+fn halted(
+    job: &Job,
+    start: &StartRecord,
+    seen: &Observed,
+    trail: &Trail,
+    now: Timestamp,
+    wanted: Start,
+    done: impl Fn(&str) -> Plan,
+) -> Plan {
+    if seen.is_busy() || seen.task == Some(TaskState::Pending) {
+        return Plan::Wait(now + SOON);
+    }
+    if seen.task == Some(TaskState::Success) || wanted.signs {
+        // It started and halted again before start_time was written, which must come.
+        return lagging(start, seen, trail, now, done);
+    }
+    let call = Plan::Call(Call::Start { paused: wanted.paused });
+    let failed = match (&seen.task, trail.last()) {
+        (Some(TaskState::Failed(error)), _) => Some(error),
+        (_, Some((_, _, CallResult::Failed(error)))) => Some(error),
+        (_, _) => None,
+    };
+    let last = trail.last().map(|(at, _, _)| *at);
+    let Some(error) = failed else {
+        // Nothing failed in this process: the first call, or one of which only the intent is known.
+        let quiet_from = if trail.intended_here && trail.calls.is_empty() {
+            now
+        } else {
+            last.unwrap_or(start.intended) + METRICS_LAG
+        };
+        return if now >= quiet_from { call } else { Plan::Wait(quiet_from) };
+    };
+    let failures = trail.calls.len();
+    match error.class() {
+        Class::Observe | Class::Relogin | Class::Redirect => {
+            let quiet_from = last.unwrap_or(start.intended) + METRICS_LAG;
+            if now >= quiet_from { call } else { Plan::Wait(quiet_from) }
+        }
+        Class::Permanent => refused(job, wanted.paused, error),
+        Class::Retry | Class::SlowRetry => {
+            let over =
+                if wanted.paused { now >= start.intended + job.deadlines.pv_start } else { past(job, now) };
+            let again = last.unwrap_or(now) + backoff(failures);
+            if over && !matches!(error, CallError::Unreachable { .. }) {
+                refused(job, wanted.paused, error)
+            } else if now >= again {
+                call
+            } else {
+                Plan::Wait(again)
+            }
+        }
+    }
+}
+
+/// The start failed for good. After the restore the VM is PV and Halted, so its claim can go: never parked.
+fn refused(job: &Job, pv: bool, error: &CallError) -> Plan {
+    if let Some(message) = error.failure().and_then(bootloader_message).filter(|_| pv) {
+        return Plan::Fail(Reason::BootloaderFailed, message);
+    }
+    let named = reason_of(error);
+    let reason = match (named, pv) {
+        (Reason::PoolRefused, true) => Reason::PvStartFailed,
+        (Reason::PoolRefused, false) if error.class() != Class::Permanent => Reason::NoHost,
+        (Reason::PoolRefused, false) => Reason::StartFailed,
+        (named, _) => named,
+    };
+    let in_words = error.to_string();
+    if job.state == State::Undoing {
+        Plan::Done(Outcome::StartGivenUp(in_words))
+    } else {
+        Plan::Fail(reason, in_words)
+    }
+}

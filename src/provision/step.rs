@@ -1,0 +1,635 @@
+//! What an event makes of a job: one table, state × event, total. Pure. The state stands outside, the event inside;
+//! no wildcard over our own enums, so that a new state or event breaks the build here.
+//!
+//! An event that does not fit (an outcome of an effect that the job is no longer at, a late report) leaves the job as
+//! it is, but for a line in its log.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    job::{
+        Difference, Effect, Ending, Evidence, GateState, Intent, Job, Resolution, StageMark, StartRecord,
+        State, Tokens,
+    },
+    preflight::Cleared,
+    reason::Reason,
+};
+use crate::{boot::sink::Sign, clock::Timestamp, config::ProfileKind};
+
+/// How often the answer file may be given out in one attempt.
+pub const ANSWER_FETCHES: u32 = 10;
+
+/// A settle check comes this long after the end when the database could not be synced (the coordinator writes it
+/// within five minutes).
+pub const SETTLE_AFTER: std::time::Duration = std::time::Duration::from_secs(360);
+
+/// What an effect came to, once a look at the VM says that it holds.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// E0.
+    Cleared(Box<Cleared>),
+    /// E1.
+    Claimed,
+    /// E2; not durable: this account may not sync, or the pool would not.
+    Synced {
+        /// The claim is on the coordinator's disk.
+        durable: bool,
+    },
+    /// E3.
+    Stopped,
+    /// E4.
+    ActionsSet,
+    /// E5.
+    OrderSet,
+    /// E6.
+    Flipped,
+    /// E7.
+    Armed(Tokens),
+    /// E8.
+    Started {
+        /// VM_metrics.start_time of the domain.
+        start_time: String,
+    },
+    /// E9.
+    Completed,
+    /// E10.
+    Disarmed,
+    /// E11.
+    Restored {
+        /// The restored settings are on the coordinator's disk.
+        durable: bool,
+    },
+    /// E12.
+    PvStarted {
+        /// VM_metrics.start_time of the domain.
+        start_time: String,
+    },
+    /// E12 in Undoing: the VM could not be started as it was; it stays Halted.
+    StartGivenUp(String),
+    /// E13.
+    EvidenceSeen(Evidence),
+    /// E14.
+    Released,
+}
+
+impl Outcome {
+    /// The effect that it is the outcome of.
+    pub const fn effect(&self) -> Effect {
+        match self {
+            Self::Cleared(_) => Effect::Preflight,
+            Self::Claimed => Effect::Claim,
+            Self::Synced { .. } => Effect::Sync,
+            Self::Stopped => Effect::Stop,
+            Self::ActionsSet => Effect::Actions,
+            Self::OrderSet => Effect::Order,
+            Self::Flipped => Effect::Flip,
+            Self::Armed(_) => Effect::Arm,
+            Self::Started { .. } => Effect::Start,
+            Self::Completed => Effect::Completion,
+            Self::Disarmed => Effect::Disarm,
+            Self::Restored { .. } => Effect::Restore,
+            Self::PvStarted { .. } | Self::StartGivenUp(_) => Effect::StartPv,
+            Self::EvidenceSeen(_) => Effect::Evidence,
+            Self::Released => Effect::Release,
+        }
+    }
+}
+
+/// Something that happened to a job.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// A slot is free.
+    Admitted,
+    /// The intent of the effect that the job is at; with what a start must remember.
+    Intended(Effect, Option<StartRecord>),
+    /// The task of the start that was just called.
+    TaskKnown(String),
+    /// The effect holds.
+    Done(Outcome),
+    /// The effect cannot be had.
+    Failed(Reason, String),
+    /// Only a person can settle it.
+    Parked(Reason, String, Vec<Difference>),
+    /// What a person was needed for is no longer so.
+    SafeAgain,
+    /// The gate is to be closed (E10).
+    GateClosed,
+    /// Halted was seen in E9.
+    SeenHalted,
+    /// A sign of the guest.
+    Sign(Sign),
+    /// The answer file is about to be given out.
+    AnswerFetched,
+    /// A stage or `done`, `failed`, with the attempt's report token.
+    Report(StageMark),
+    /// The `booted` report, with its token.
+    Booted(StageMark),
+    /// The pool is away, or is back.
+    Waiting(Option<String>),
+    /// An operator wants it to end.
+    Cancel,
+    /// An operator wants another attempt.
+    Retry,
+    /// An operator settled it.
+    Resolve(Resolution),
+    /// A settle check found the VM as it should be.
+    Settled,
+    /// A settle check found a lost write.
+    Unsettled(String),
+}
+
+/// The job after an event. Equal to the job before when the event has no effect.
+pub fn step(job: &Job, event: &Event, now: Timestamp) -> Job {
+    let mut next = job.clone();
+    match job.state {
+        State::Queued => queued(&mut next, event, now),
+        State::Preparing | State::Flipping | State::Booting | State::Installing => {
+            ahead(&mut next, event, now)
+        }
+        State::Restoring | State::Starting | State::Verifying => after(&mut next, event, now),
+        State::Undoing => undoing(&mut next, event, now),
+        State::NeedsOperator => parked(&mut next, event, now),
+        State::Succeeded | State::Failed | State::Cancelled => ended(&mut next, event, now),
+    }
+    next
+}
+
+fn queued(job: &mut Job, event: &Event, now: Timestamp) {
+    match event {
+        Event::Admitted => {
+            job.slot = true;
+            job.cursor = Some(Effect::Preflight);
+            job.enter(State::Preparing, now);
+        }
+        Event::Cancel => {
+            end(job, State::Cancelled, Some(Reason::CancelledByOperator), "before it began", now)
+        }
+        Event::Waiting(why) => job.waiting.clone_from(why),
+        Event::Sign(_) | Event::Report(_) | Event::Booted(_) | Event::AnswerFetched => {}
+        Event::Intended(..)
+        | Event::TaskKnown(_)
+        | Event::Done(_)
+        | Event::Failed(..)
+        | Event::Parked(..)
+        | Event::SafeAgain
+        | Event::GateClosed
+        | Event::SeenHalted
+        | Event::Retry
+        | Event::Resolve(_)
+        | Event::Settled
+        | Event::Unsettled(_) => {}
+    }
+}
+
+/// Preparing, Flipping, Booting, Installing: a failure or a cancel begins the way back.
+fn ahead(job: &mut Job, event: &Event, now: Timestamp) {
+    match event {
+        Event::Intended(effect, start) => intend(job, *effect, start.as_ref(), now),
+        Event::TaskKnown(task) => task_known(job, task),
+        Event::Done(outcome) => advance(job, outcome, now),
+        Event::Failed(reason, detail) => undo(job, State::Failed, *reason, detail, now),
+        Event::Parked(reason, detail, differences) => park(job, *reason, detail, differences, now),
+        Event::Cancel => undo(job, State::Cancelled, Reason::CancelledByOperator, "on request", now),
+        Event::Sign(sign) => sign_seen(job, *sign, now),
+        Event::AnswerFetched => answer_fetched(job, now),
+        Event::Report(stage) => reported(job, stage, now),
+        Event::SeenHalted => job.halted_at = job.halted_at.or(Some(now)),
+        Event::Waiting(why) => job.waiting.clone_from(why),
+        Event::Booted(_)
+        | Event::Admitted
+        | Event::SafeAgain
+        | Event::GateClosed
+        | Event::Retry
+        | Event::Resolve(_)
+        | Event::Settled
+        | Event::Unsettled(_) => {}
+    }
+}
+
+/// Restoring, Starting, Verifying: the installation is complete; a cancel waits for the restore by going through it.
+fn after(job: &mut Job, event: &Event, now: Timestamp) {
+    match event {
+        Event::Intended(effect, start) => intend(job, *effect, start.as_ref(), now),
+        Event::TaskKnown(task) => task_known(job, task),
+        Event::Done(outcome) => advance(job, outcome, now),
+        Event::Failed(reason, detail) => undo(job, State::Failed, *reason, detail, now),
+        Event::Parked(reason, detail, differences) => park(job, *reason, detail, differences, now),
+        Event::Cancel => undo(job, State::Cancelled, Reason::CancelledByOperator, "on request", now),
+        Event::GateClosed => job.gate = GateState::Closed,
+        Event::Sign(sign) => sign_seen(job, *sign, now),
+        Event::Report(stage) => {
+            job.note(now, format!("late report {}: recorded, without effect", stage.name))
+        }
+        Event::Booted(stage) => booted(job, stage, now),
+        Event::Waiting(why) => job.waiting.clone_from(why),
+        Event::Admitted
+        | Event::SafeAgain
+        | Event::SeenHalted
+        | Event::AnswerFetched
+        | Event::Retry
+        | Event::Resolve(_)
+        | Event::Settled
+        | Event::Unsettled(_) => {}
+    }
+}
+
+fn undoing(job: &mut Job, event: &Event, now: Timestamp) {
+    match event {
+        Event::Intended(effect, start) => intend(job, *effect, start.as_ref(), now),
+        Event::TaskKnown(task) => task_known(job, task),
+        Event::Done(outcome) => advance_undo(job, outcome, now),
+        Event::Failed(reason, detail) | Event::Parked(reason, detail, _) if *reason == Reason::VmGone => {
+            end(job, State::Failed, Some(Reason::VmGone), detail, now);
+        }
+        Event::Failed(reason, detail) => park(job, *reason, detail, &[], now),
+        Event::Parked(reason, detail, differences) => park(job, *reason, detail, differences, now),
+        Event::GateClosed => job.gate = GateState::Closed,
+        Event::Report(stage) => {
+            job.note(now, format!("late report {}: recorded, without effect", stage.name))
+        }
+        Event::Waiting(why) => job.waiting.clone_from(why),
+        Event::Cancel => job.note(now, "cancel: it is being undone already"),
+        Event::Sign(sign) => sign_seen(job, *sign, now),
+        Event::Booted(_)
+        | Event::Admitted
+        | Event::SafeAgain
+        | Event::SeenHalted
+        | Event::AnswerFetched
+        | Event::Retry
+        | Event::Resolve(_)
+        | Event::Settled
+        | Event::Unsettled(_) => {}
+    }
+}
+
+fn parked(job: &mut Job, event: &Event, now: Timestamp) {
+    match event {
+        Event::SafeAgain => {
+            job.note(now, "safe again: the way back goes on");
+            begin_undo(job, now);
+        }
+        Event::Resolve(resolution) => {
+            job.resolution = Some(*resolution);
+            job.note(now, format!("resolved by an operator: {resolution:?}"));
+            match resolution {
+                Resolution::Restore => begin_undo(job, now),
+                Resolution::Accept => {
+                    job.ending = Some(Ending { state: State::Failed, reason: Some(Reason::Accepted) });
+                    begin_undo(job, now);
+                }
+                Resolution::Abandon => {
+                    let detail = job.detail.clone();
+                    end(job, State::Failed, Some(Reason::Abandoned), &detail, now);
+                }
+            }
+        }
+        Event::Failed(reason, detail) if *reason == Reason::VmGone => {
+            end(job, State::Failed, Some(Reason::VmGone), detail, now);
+        }
+        Event::Report(stage) => {
+            job.note(now, format!("late report {}: recorded, without effect", stage.name))
+        }
+        Event::Waiting(why) => job.waiting.clone_from(why),
+        Event::Cancel => job.note(now, "cancel: it waits for a person; see `jobs resolve`"),
+        Event::Admitted
+        | Event::Intended(..)
+        | Event::TaskKnown(_)
+        | Event::Done(_)
+        | Event::Failed(..)
+        | Event::Parked(..)
+        | Event::GateClosed
+        | Event::SeenHalted
+        | Event::Sign(_)
+        | Event::AnswerFetched
+        | Event::Booted(_)
+        | Event::Retry
+        | Event::Settled
+        | Event::Unsettled(_) => {}
+    }
+}
+
+fn ended(job: &mut Job, event: &Event, now: Timestamp) {
+    match event {
+        Event::Retry if matches!(job.state, State::Failed | State::Cancelled) => {
+            job.next_attempt();
+            job.note(now, format!("attempt {}", job.attempt));
+            job.enter(State::Queued, now);
+        }
+        Event::Settled => job.settle_at = None,
+        Event::Unsettled(detail) => {
+            job.settle_at = None;
+            job.settle = false;
+            job.ending = Some(Ending { state: job.state, reason: job.reason });
+            job.note(now, format!("the coordinator lost writes: {detail}"));
+            // The claim may be lost with them; what the job remembers is the way back.
+            job.resolution = Some(Resolution::Restore);
+            begin_undo(job, now);
+        }
+        Event::Report(stage) | Event::Booted(stage) => {
+            job.note(now, format!("late report {}: recorded, without effect", stage.name));
+        }
+        Event::Waiting(why) => job.waiting.clone_from(why),
+        Event::Retry
+        | Event::Admitted
+        | Event::Intended(..)
+        | Event::TaskKnown(_)
+        | Event::Done(_)
+        | Event::Failed(..)
+        | Event::Parked(..)
+        | Event::SafeAgain
+        | Event::GateClosed
+        | Event::SeenHalted
+        | Event::Sign(_)
+        | Event::AnswerFetched
+        | Event::Cancel
+        | Event::Resolve(_) => {}
+    }
+}
+
+fn intend(job: &mut Job, effect: Effect, start: Option<&StartRecord>, now: Timestamp) {
+    if job.cursor != Some(effect) {
+        return;
+    }
+    job.intent = Some(Intent { effect, at: now });
+    match effect {
+        Effect::Start => job.start = start.cloned(),
+        Effect::StartPv => job.pv_start = start.cloned(),
+        Effect::Preflight
+        | Effect::Claim
+        | Effect::Sync
+        | Effect::Stop
+        | Effect::Actions
+        | Effect::Order
+        | Effect::Flip
+        | Effect::Arm
+        | Effect::Completion
+        | Effect::Disarm
+        | Effect::Restore
+        | Effect::Evidence
+        | Effect::Release => {}
+    }
+}
+
+fn task_known(job: &mut Job, task: &str) {
+    let start = match job.cursor {
+        Some(Effect::Start) => job.start.as_mut(),
+        Some(Effect::StartPv) => job.pv_start.as_mut(),
+        Some(_) | None => None,
+    };
+    if let Some(start) = start {
+        start.task = Some(task.to_owned());
+    }
+}
+
+fn go_to(job: &mut Job, effect: Effect) {
+    job.cursor = Some(effect);
+    job.intent = None;
+    job.waiting = None;
+}
+
+/// The way ahead, E0 to E14.
+fn advance(job: &mut Job, outcome: &Outcome, now: Timestamp) {
+    if job.cursor != Some(outcome.effect()) {
+        return;
+    }
+    match outcome {
+        Outcome::Cleared(cleared) => {
+            job.mac = cleared.mac;
+            job.disk.clone_from(&cleared.disk);
+            job.was_running = cleared.running;
+            job.claim = Some(cleared.claim.clone());
+            go_to(job, Effect::Claim);
+        }
+        Outcome::Claimed => go_to(job, Effect::Sync),
+        Outcome::Synced { durable } => {
+            job.settle |= !durable;
+            go_to(job, Effect::Stop);
+        }
+        Outcome::Stopped => {
+            go_to(job, Effect::Actions);
+            job.enter(State::Flipping, now);
+        }
+        Outcome::ActionsSet => go_to(job, Effect::Order),
+        Outcome::OrderSet => go_to(job, Effect::Flip),
+        Outcome::Flipped => go_to(job, Effect::Arm),
+        Outcome::Armed(tokens) => {
+            job.tokens = Some(*tokens);
+            job.gate = if job.profile.boot.is_some() { GateState::Booting } else { GateState::Closed };
+            go_to(job, Effect::Start);
+            job.enter(State::Booting, now);
+        }
+        Outcome::Started { start_time } => {
+            started(job.start.as_mut(), start_time, now);
+            go_to(job, Effect::Completion);
+        }
+        Outcome::Completed => {
+            go_to(job, Effect::Disarm);
+            job.enter(State::Restoring, now);
+        }
+        Outcome::Disarmed => {
+            job.slot = false;
+            go_to(job, Effect::Restore);
+        }
+        Outcome::Restored { durable } => {
+            job.settle |= !durable;
+            // Recovery mode leaves a VM as it found it: Halted, or running again.
+            let starts = job.profile.kind == ProfileKind::Install || job.was_running;
+            go_to(job, if starts { Effect::StartPv } else { Effect::Release });
+            job.enter(if starts { State::Starting } else { State::Verifying }, now);
+        }
+        Outcome::PvStarted { start_time } => {
+            started(job.pv_start.as_mut(), start_time, now);
+            go_to(job, Effect::Evidence);
+            job.enter(State::Verifying, now);
+        }
+        Outcome::StartGivenUp(_) => {}
+        Outcome::EvidenceSeen(evidence) => {
+            job.evidence = *evidence;
+            go_to(job, Effect::Release);
+        }
+        Outcome::Released => match (job.profile.kind, job.evidence) {
+            (ProfileKind::Install, Evidence::None) => {
+                end(
+                    job,
+                    State::Failed,
+                    Some(Reason::NoEvidence),
+                    "it started as PV and was not heard of",
+                    now,
+                );
+            }
+            (ProfileKind::Install, Evidence::Weak | Evidence::Pv) | (ProfileKind::Rescue, _) => {
+                end(job, State::Succeeded, None, "", now);
+            }
+        },
+    }
+}
+
+fn started(start: Option<&mut StartRecord>, start_time: &str, now: Timestamp) {
+    if let Some(start) = start {
+        start.seen = Some(start_time.to_owned());
+        start.at = Some(now);
+    }
+}
+
+/// The way back: E10, E11, E12 (a VM that we shut down and that never netbooted), E14.
+fn advance_undo(job: &mut Job, outcome: &Outcome, now: Timestamp) {
+    if job.cursor != Some(outcome.effect()) {
+        return;
+    }
+    match outcome {
+        Outcome::Disarmed => {
+            job.slot = false;
+            go_to(job, Effect::Restore);
+        }
+        Outcome::Restored { durable } => {
+            job.settle |= !durable;
+            let as_it_was = job.was_running && job.start.is_none() && job.resolution.is_none();
+            go_to(job, if as_it_was { Effect::StartPv } else { Effect::Release });
+        }
+        Outcome::PvStarted { start_time } => {
+            started(job.pv_start.as_mut(), start_time, now);
+            go_to(job, Effect::Release);
+        }
+        Outcome::StartGivenUp(why) => {
+            job.note(now, format!("it could not be started as it was: {why}"));
+            go_to(job, Effect::Release);
+        }
+        Outcome::Released => {
+            let ending = job.ending.unwrap_or(Ending { state: State::Failed, reason: job.reason });
+            let detail = job.detail.clone();
+            end(job, ending.state, ending.reason, &detail, now);
+        }
+        Outcome::Cleared(_)
+        | Outcome::Claimed
+        | Outcome::Synced { .. }
+        | Outcome::Stopped
+        | Outcome::ActionsSet
+        | Outcome::OrderSet
+        | Outcome::Flipped
+        | Outcome::Armed(_)
+        | Outcome::Started { .. }
+        | Outcome::Completed
+        | Outcome::EvidenceSeen(_) => {}
+    }
+}
+
+/// A failure or a cancel: the way back, or the end where nothing was begun.
+fn undo(job: &mut Job, state: State, reason: Reason, detail: &str, now: Timestamp) {
+    let unclaimed = job.claim.is_none();
+    let not_ours = job.cursor == Some(Effect::Claim) && reason == Reason::ClaimedByOther;
+    if unclaimed || not_ours || reason == Reason::VmGone {
+        let state = if reason == Reason::VmGone { State::Failed } else { state };
+        return end(job, state, Some(reason), detail, now);
+    }
+    if reason == Reason::StartedBySomeone && job.cursor == Some(Effect::Start) {
+        job.start = None; // what runs did not come of our call
+    }
+    job.ending = Some(Ending { state, reason: Some(reason) });
+    job.reason = Some(reason);
+    detail.clone_into(&mut job.detail);
+    job.note(now, format!("{reason}: {detail}"));
+    begin_undo(job, now);
+}
+
+fn begin_undo(job: &mut Job, now: Timestamp) {
+    go_to(job, Effect::Disarm);
+    job.differences.clear();
+    if let Some(ending) = job.ending {
+        job.reason = ending.reason;
+    }
+    job.enter(State::Undoing, now);
+}
+
+fn park(job: &mut Job, reason: Reason, detail: &str, differences: &[Difference], now: Timestamp) {
+    if job.ending.is_none() {
+        job.ending = Some(Ending { state: State::Failed, reason: Some(reason) });
+    }
+    job.reason = Some(reason);
+    detail.clone_into(&mut job.detail);
+    job.differences = differences.to_vec();
+    job.slot = false;
+    job.resolution = None;
+    job.cursor = None;
+    job.intent = None;
+    job.gate = GateState::Closed;
+    job.note(now, format!("needs an operator: {reason}: {detail}"));
+    job.enter(State::NeedsOperator, now);
+}
+
+fn end(job: &mut Job, state: State, reason: Option<Reason>, detail: &str, now: Timestamp) {
+    job.cursor = None;
+    job.intent = None;
+    job.slot = false;
+    job.gate = GateState::Closed;
+    job.waiting = None;
+    job.ending = None;
+    job.reason = reason;
+    detail.clone_into(&mut job.detail);
+    let looks_again = job.settle && job.claim.is_some() && reason != Some(Reason::VmGone);
+    job.settle_at = looks_again.then(|| now + SETTLE_AFTER);
+    if let Some(reason) = reason {
+        job.note(now, format!("{state}: {reason} {detail}"));
+    }
+    job.enter(state, now);
+}
+
+fn sign_seen(job: &mut Job, sign: Sign, now: Timestamp) {
+    if sign == Sign::NetbootRefused && job.gate == GateState::Installing {
+        job.rebooted += 1;
+        job.note(now, "it netboots again after its answer file: refused (rebooted)");
+    }
+    // A lease counts as evidence only after the PV start, so the newest one is kept.
+    if sign == Sign::Lease {
+        job.signs.insert(sign, now);
+    } else {
+        job.signs.entry(sign).or_insert(now);
+    }
+}
+
+fn answer_fetched(job: &mut Job, now: Timestamp) {
+    if job.gate == GateState::Closed || job.answer_fetches >= ANSWER_FETCHES {
+        return;
+    }
+    job.answer_fetches += 1;
+    job.gate = GateState::Installing;
+    installing(job, now);
+}
+
+fn installing(job: &mut Job, now: Timestamp) {
+    if job.state == State::Booting && job.cursor == Some(Effect::Completion) {
+        job.enter(State::Installing, now);
+    }
+}
+
+fn reported(job: &mut Job, stage: &StageMark, now: Timestamp) {
+    if job.tokens.is_none() {
+        return;
+    }
+    if job.gate == GateState::Booting {
+        job.gate = GateState::Installing;
+    }
+    if job.stages.iter().any(|seen| seen.name == stage.name) {
+        return; // the first counts
+    }
+    job.stages.push(stage.clone());
+    if stage.name == "done" {
+        job.done_at = job.done_at.or(Some(now));
+    }
+    installing(job, now);
+}
+
+fn booted(job: &mut Job, stage: &StageMark, now: Timestamp) {
+    if job.booted_at.is_none() {
+        job.booted_at = Some(now);
+        job.stages.push(stage.clone());
+    }
+}
+
+/// Which of an attempt's tokens a report came with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Channel {
+    /// The installer's.
+    Report,
+    /// The installed system's.
+    Booted,
+}
