@@ -1,6 +1,6 @@
 //! The files and the configuration that the demo writes for the server. Pure text; `run.rs` writes it.
 
-use std::{fmt::Write, path::Path};
+use std::path::Path;
 
 use super::{Break, options::DemoOptions};
 
@@ -114,6 +114,30 @@ evidence = "report"
 [limits]
 installs_per_pool = {cap}
 
+"#,
+        pool = ports.pool,
+        dhcp_server = ports.dhcp_server,
+        dhcp_client = ports.dhcp_client,
+        dhcp_proxy = ports.dhcp_proxy,
+        tftp = ports.tftp,
+        http = ports.http,
+        cap = options.cap(),
+    );
+    text.push_str(DEADLINES);
+    if options.broken == Some(Break::Report) {
+        // A key of the top level has to stand before the first table.
+        text = format!("template_dir = \"{folder}/templates\"\n{text}");
+    }
+    text
+}
+
+/// `size` bytes that begin with `head`.
+fn filler(head: &[u8], size: usize) -> Vec<u8> {
+    head.iter().copied().cycle().take(size).collect()
+}
+
+/// Long for guests in a hurry on a busy machine, short for people who wait for the demo.
+const DEADLINES: &str = r#"
 [deadlines]
 dhcp = "30s"
 kernel = "40s"
@@ -126,28 +150,7 @@ pv_start = "40s"
 evidence = "40s"
 effect = "60s"
 poll = "1s"
-"#,
-        pool = ports.pool,
-        dhcp_server = ports.dhcp_server,
-        dhcp_client = ports.dhcp_client,
-        dhcp_proxy = ports.dhcp_proxy,
-        tftp = ports.tftp,
-        http = ports.http,
-        cap = options.cap(),
-    );
-    if options.broken == Some(Break::Report) {
-        // A key of the top level has to stand before the first table.
-        let mut with_templates = String::new();
-        let _ = writeln!(with_templates, "template_dir = \"{folder}/templates\"");
-        text = with_templates + &text;
-    }
-    text
-}
-
-/// `size` bytes that begin with `head`.
-fn filler(head: &[u8], size: usize) -> Vec<u8> {
-    head.iter().copied().cycle().take(size).collect()
-}
+"#;
 
 /// Reports go where nothing listens for them.
 const BROKEN_ANSWER: &str =
