@@ -4,4 +4,5 @@
 mod common;
 mod guests;
 mod simpool;
+mod config;
 mod store;
