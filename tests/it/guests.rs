@@ -2,14 +2,21 @@
 //! needs.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use bootflip::{
+    boot::{
+        Gate, Machine,
+        sink::{Report, ReportAnswer, Seen, Sign, Sink, Unavailable},
+    },
     clock::SystemClock,
+    config::{DhcpInterface, DhcpMode, DhcpPool},
+    dhcp::server::{BootServices, Shared, bind},
     machine::MacAddr,
+    secret::TokenHash,
     sim::{
         demo::{
             DemoOptions,
@@ -23,7 +30,9 @@ use bootflip::{
         pool::{PersonAct, Pool, Release, VmSpec},
         server::{SimOptions, SimServer},
     },
+    store::memory::MemoryStore,
 };
+use futures_util::future::BoxFuture;
 use socket2::{Domain, Socket, Type};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -196,7 +205,8 @@ async fn guests_side_by_side_hear_only_what_is_theirs() {
 async fn guests_of_a_simulated_pool_install_and_then_run_what_they_installed() {
     let (wire, log) = start().await;
     let program = "bootflip".into();
-    let options = DemoOptions { vms: 1, seed: 5, faults: false, json: true, broken: None, program, keep: false };
+    let options =
+        DemoOptions { vms: 1, seed: 5, faults: false, json: true, broken: None, program, keep: false };
     let plan = DemoPlan::new(&options);
     let mut pool = Pool::new(5, Release::V8_2);
     let uuid = pool.add_vm(VmSpec { macs: vec![plan.vms[0].mac], ..VmSpec::default() });
@@ -235,4 +245,98 @@ async fn until(check: impl Fn() -> bool) {
         }
     };
     tokio::time::timeout(Duration::from_secs(20), wait).await.expect("it never came");
+}
+
+/// Notes signs and refuses the rest.
+#[derive(Debug, Default)]
+struct Signs(Mutex<Vec<Sign>>);
+
+impl Sink for Signs {
+    fn seen(&self, seen: Seen) {
+        self.0.lock().unwrap().push(seen.sign);
+    }
+
+    fn answer_fetched<'a>(
+        &'a self,
+        _: TokenHash,
+        _: Option<IpAddr>,
+    ) -> BoxFuture<'a, Result<bool, Unavailable>> {
+        Box::pin(async { Err(Unavailable) })
+    }
+
+    fn report(&self, _: Report) -> BoxFuture<'_, ReportAnswer> {
+        Box::pin(async { ReportAnswer::Unknown })
+    }
+}
+
+#[tokio::test]
+async fn guests_get_their_leases_from_our_own_dhcp_server() {
+    let server_port = udp_on_lo(Ipv4Addr::UNSPECIFIED).local_addr().unwrap().port();
+    let config = WireConfig { device: "lo".to_owned(), client_port: 0, server_port, tftp_port: 1 };
+    let wire = Arc::new(Wire::bind(config).unwrap());
+    let range = (Ipv4Addr::new(127, 64, 0, 10), Ipv4Addr::new(127, 64, 0, 20));
+    let pool = DhcpPool {
+        range,
+        netmask: Ipv4Addr::new(255, 255, 0, 0),
+        router: None,
+        dns: vec![],
+        lease: Duration::from_secs(600),
+        reservations: [].into(),
+        lease_to_strangers: false,
+    };
+    let interface = DhcpInterface {
+        interface: "lo".to_owned(),
+        mode: DhcpMode::Server(pool),
+        address: Ipv4Addr::LOCALHOST,
+        server_port,
+        client_port: wire.client_port().unwrap(),
+        proxy_port: 0,
+    };
+    let (gate, signs) = (Gate::default(), Arc::new(Signs::default()));
+    let mac = MacAddr::new([2, 0, 0, 0, 0, 9]);
+    gate.update(|table| {
+        table.publish(Machine { mac, name: "web".to_owned(), vm_uuid: "u".to_owned(), armed: None });
+    });
+    let shared = Shared {
+        gate,
+        sink: Arc::clone(&signs) as Arc<dyn Sink>,
+        store: Arc::new(MemoryStore::new()),
+        clock: Arc::new(SystemClock),
+    };
+    // A port where nobody listens: what the guest says of it shows the URL that it was given.
+    let boot =
+        BootServices { url: Some("http://127.0.0.1:9".to_owned()), loader: Some("undionly.kpxe".to_owned()) };
+    let server = bind(interface, boot, shared).await.unwrap();
+    let stop = CancellationToken::new();
+    tokio::spawn(server.run(stop.clone()));
+    let running = Arc::clone(&wire);
+    tokio::spawn(async move { running.run(CancellationToken::new()).await });
+
+    let disk = InstalledSystem { booted_url: String::new(), hostname: String::new() };
+    let silent = GuestPlan { mishap: Mishap::SystemKeepsSilent, ..plan(Firmware::Ipxe) };
+    let mut leases = vec![];
+    for guest in [Guest::netboot(mac, plan(Firmware::Ipxe)), Guest::installed(mac, silent, disk)] {
+        let over = CancellationToken::new();
+        let mut screen = String::new();
+        let watch = |told| match told {
+            Told::Event(Event::Leased(address)) => leases.push(address),
+            Told::Event(Event::NoBootableDevice(reason)) => {
+                screen = reason;
+                over.cancel();
+            }
+            Told::Event(Event::Idle) => over.cancel(),
+            Told::Event(_) | Told::Erased | Told::Installed(_) => {}
+        };
+        let run = wire.run_guest(mac, guest, &SystemClock, over.clone(), watch);
+        let ended = tokio::time::timeout(Duration::from_secs(20), run).await;
+        assert_eq!(ended, Ok(Ended::Stopped), "{:?}", signs.0.lock().unwrap());
+        assert!(
+            screen.is_empty() || screen.starts_with(&format!("http://127.0.0.1:9/b/{mac}: ")),
+            "{screen}"
+        );
+    }
+    assert_eq!(leases.len(), 2);
+    assert!(leases[0] == leases[1] && (range.0..=range.1).contains(&leases[0]), "{leases:?}");
+    assert!(signs.0.lock().unwrap().contains(&Sign::Lease));
+    stop.cancel();
 }

@@ -159,3 +159,46 @@ const BROKEN_ANSWER: &str =
 const KERNEL_BYTES: usize = 1_500_000;
 const INITRD_BYTES: usize = 2_500_000;
 const LOADER_BYTES: usize = 70_000;
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::config;
+
+    fn load(broken: Option<Break>) -> config::Config {
+        let folder = tempfile::tempdir().unwrap();
+        let program = "bootflip".into();
+        let options = DemoOptions { vms: 8, seed: 1, faults: false, json: true, broken, program, keep: false };
+        let ports =
+            Ports { pool: 4001, dhcp_server: 4002, dhcp_client: 4003, dhcp_proxy: 4004, tftp: 4005, http: 4006 };
+        for file in files(folder.path(), &ports, &options, "simulated") {
+            let path = folder.path().join(file.path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, &file.content).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(file.mode)).unwrap();
+        }
+        config::load(&folder.path().join(CONFIG)).unwrap_or_else(|problems| panic!("{problems}"))
+    }
+
+    #[test]
+    fn configuration_is_one_that_the_server_takes() {
+        for broken in [None, Some(Break::Kernel), Some(Break::Report)] {
+            let config = load(broken);
+            assert_eq!(config.limits.installs_per_pool, 4);
+            assert_eq!(config.template_dir.is_some(), broken == Some(Break::Report));
+            let kernel = config.profiles[PROFILE].boot.as_ref().unwrap().kernel.clone();
+            assert_eq!(kernel == "mini/vmlinuz", broken != Some(Break::Kernel));
+        }
+    }
+
+    #[test]
+    fn every_listener_of_the_demo_is_on_lo() {
+        let config = load(None);
+        assert!(config.dhcp.iter().all(|dhcp| dhcp.interface == "lo" && dhcp.address.is_loopback()));
+        let (tftp, http) = (config.tftp.unwrap(), config.http.unwrap());
+        assert!(tftp.listen.iter().all(|address| address.ip().is_loopback()) && http.listen.ip().is_loopback());
+        assert_eq!((tftp.device.as_deref(), http.device.as_deref()), (Some("lo"), Some("lo")));
+    }
+}
