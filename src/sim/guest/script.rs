@@ -153,6 +153,8 @@ impl Script {
                 Joint::Or => failed.is_some(),
             };
             if !runs {
+                // Its `system` leaves the line there: in `a && b || c`, a failed `a` runs neither.
+                self.rest.clear();
                 continue;
             }
             failed = match self.command(&words) {

@@ -57,6 +57,8 @@ fn scripts_do_what_the_rom_of_2012_does() {
             "#!ipxe\nkernel --timeout 5000 /f/k\nboot\n",
             r#"Failed("kernel --timeout 5000 /f/k: unrecognised option `--timeout`")"#,
         ),
+        ("#!ipxe\nisset ${no} && echo yes || reboot\nexit", r#"Failed("isset: not set")"#),
+        ("#!ipxe\necho a || echo b && reboot\nexit", "Exit"),
         ("#!ipxe\npoweroff\n", r#"Failed("poweroff: command not found")"#),
         ("#!ipxe\nkernel /no || echo gone\nexit", "get http://h/no; Exit"),
         ("#!ipxe\nkernel /no\nboot", r#"get http://h/no; Failed("HTTP status 404")"#),
