@@ -3,6 +3,8 @@
 
 mod boot;
 mod common;
+mod guests;
+mod simpool;
 mod config;
 mod recovery;
 mod simpool;
@@ -12,3 +14,4 @@ mod xen;
 mod dhcp;
 mod http;
 mod tftp;
+mod store;
