@@ -3,15 +3,13 @@
 
 mod boot;
 mod common;
-mod guests;
-mod simpool;
 mod config;
+mod dhcp;
+mod guests;
+mod http;
 mod recovery;
 mod simpool;
 mod store;
+mod tftp;
 mod walks;
 mod xen;
-mod dhcp;
-mod http;
-mod tftp;
-mod store;
