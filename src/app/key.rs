@@ -59,14 +59,14 @@ pub fn load_or_make(folder: &Path) -> Result<TokenKey, KeyError> {
     }
 }
 
-fn read(mut file: File, path: PathBuf) -> Result<TokenKey, KeyError> {
+fn read(file: File, path: PathBuf) -> Result<TokenKey, KeyError> {
     let refused = |source| KeyError::File { path: path.clone(), source };
     let mode = file.metadata().map_err(refused)?.permissions().mode() & 0o7777;
     if mode & TOO_WIDE != 0 {
         return Err(KeyError::TooWide { path, mode });
     }
     let mut bytes = Vec::new();
-    file.by_ref().take(33).read_to_end(&mut bytes).map_err(refused)?;
+    file.take(33).read_to_end(&mut bytes).map_err(refused)?;
     match <[u8; 32]>::try_from(bytes) {
         Ok(bytes) => Ok(TokenKey::new(bytes)),
         Err(_) => Err(KeyError::Damaged { path }),
