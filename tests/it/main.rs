@@ -3,5 +3,7 @@
 
 mod common;
 mod config;
+mod recovery;
+mod simpool;
 mod store;
 mod xen;

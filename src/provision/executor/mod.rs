@@ -83,6 +83,23 @@ pub struct Parts {
     pub wakers: Arc<dyn Wakers>,
     /// 128 fresh random bits in hex.
     pub nonce: Box<dyn Fn() -> String + Send + Sync>,
+    /// What decides.
+    pub decisions: Decisions,
+}
+
+/// The two pure functions that decide. Tests put a broken one in their place, to see that they would notice.
+#[derive(Debug, Clone, Copy)]
+pub struct Decisions {
+    /// [`plan`].
+    pub plan: fn(Effect, &Job, &Observed, &Trail, Timestamp) -> Plan,
+    /// [`step`].
+    pub step: fn(&Job, &Event, Timestamp) -> Job,
+}
+
+impl Default for Decisions {
+    fn default() -> Self {
+        Self { plan, step }
+    }
 }
 
 /// Drives jobs (see the module).
@@ -315,7 +332,7 @@ impl Executor {
         };
         self.reached(&job).await?;
         let now = self.parts.clock.now();
-        let flow = match plan(effect, &job, &seen, &trail, now) {
+        let flow = match (self.parts.decisions.plan)(effect, &job, &seen, &trail, now) {
             Plan::Done(outcome) => self.note(&job, Event::Done(outcome)).await?,
             Plan::Call(call) => {
                 let result = self.make(&job, &seen, &call).await?;
@@ -482,7 +499,7 @@ impl Executor {
     async fn apply(&self, id: &str, event: &Event) -> Result<Job, OperationError> {
         loop {
             let stored = self.jobs.get(id).await?.ok_or_else(|| OperationError::NoSuchJob(id.to_owned()))?;
-            let next = step(&stored.job, event, self.parts.clock.now());
+            let next = (self.parts.decisions.step)(&stored.job, event, self.parts.clock.now());
             if next == stored.job {
                 return Ok(next);
             }
