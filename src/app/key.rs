@@ -59,6 +59,16 @@ pub fn load_or_make(folder: &Path) -> Result<TokenKey, KeyError> {
     }
 }
 
+/// Whether a key that is there can be used; `None`: there is none yet. Makes none.
+pub fn look(folder: &Path) -> Option<Result<(), KeyError>> {
+    let path = folder.join(KEY_FILE);
+    match File::open(&path) {
+        Ok(file) => Some(read(file, path).map(drop)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(source) => Some(Err(KeyError::File { path, source })),
+    }
+}
+
 fn read(file: File, path: PathBuf) -> Result<TokenKey, KeyError> {
     let refused = |source| KeyError::File { path: path.clone(), source };
     let mode = file.metadata().map_err(refused)?.permissions().mode() & 0o7777;

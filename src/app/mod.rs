@@ -11,6 +11,7 @@ pub mod key;
 pub mod machines;
 pub mod orders;
 pub mod preview;
+pub mod probe;
 pub mod selection;
 pub mod serving;
 pub mod templates;
@@ -37,7 +38,7 @@ use crate::{
     clock::{Clock, SystemClock},
     config::Config,
     provision::{
-        executor::{Executor, Parts, PoolAccess, Wakers},
+        executor::{Decisions, Executor, Parts, PoolAccess, Wakers},
         runner::{self, Bell, Rings},
     },
     store::{
@@ -51,7 +52,7 @@ use crate::{
 };
 
 /// How long everything may take to end.
-pub const STOP_LIMIT: Duration = Duration::from_secs(15);
+pub const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// The database's file in `server.state_dir`.
 pub const DATABASE: &str = "bootflip.db";
@@ -158,6 +159,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
         serving: Arc::clone(&offer) as _,
         wakers: Arc::new(bell.clone()),
         nonce: Box::new(key::nonce),
+        decisions: Decisions::default(),
     }));
     let first = executor.recover().await.map_err(ServeError::Recover)?;
     let admin = admin::bind(&config.admin.socket).await?;
@@ -229,8 +231,8 @@ fn write_addresses(config: &Config, addresses: &serde_json::Value) -> Result<(),
     written.map_err(|source| ServeError::Addresses { path, source })
 }
 
-/// The pools limit sessions; what they do not get back in time they forget by themselves.
-async fn log_out(clients: &BTreeMap<String, Arc<Client>>) {
+/// Ends the sessions: the pools limit them. What they do not get back in time they forget by themselves.
+pub async fn log_out(clients: &BTreeMap<String, Arc<Client>>) {
     let all = futures_util::future::join_all(clients.values().map(|client| client.logout()));
     let _ = tokio::time::timeout(Duration::from_secs(2), all).await;
 }
