@@ -315,24 +315,18 @@ fn claim(job: &Job, seen: &Observed) -> Plan {
 
 /// E2, and the end of E11: done once the pool said so, or said that this account may not.
 pub fn sync(trail: &Trail) -> Plan {
-    let results = trail.calls.iter().rev().filter(|(_, call, _)| *call == Call::Sync);
-    for (at, _, result) in results {
-        match result {
-            CallResult::Ok { .. } => return Plan::Done(Outcome::Synced { durable: true }),
-            CallResult::Failed(error) => match error.class() {
-                Class::Permanent => return Plan::Done(Outcome::Synced { durable: false }),
-                Class::Retry | Class::SlowRetry | Class::Relogin | Class::Redirect | Class::Observe => {
-                    let tries = trail.calls.iter().filter(|(_, call, _)| *call == Call::Sync).count();
-                    let _ = at;
-                    if tries >= SYNC_TRIES {
-                        return Plan::Done(Outcome::Synced { durable: false });
-                    }
-                    return Plan::Call(Call::Sync);
-                }
-            },
+    let tries = trail.calls.iter().filter(|(_, call, _)| *call == Call::Sync).count();
+    let last = trail.calls.iter().rev().find(|(_, call, _)| *call == Call::Sync);
+    match last {
+        None => Plan::Call(Call::Sync),
+        Some((_, _, CallResult::Ok { .. })) => Plan::Done(Outcome::Synced { durable: true }),
+        Some((_, _, CallResult::Failed(error)))
+            if error.class() == Class::Permanent || tries >= SYNC_TRIES =>
+        {
+            Plan::Done(Outcome::Synced { durable: false })
         }
+        Some((_, _, CallResult::Failed(_))) => Plan::Call(Call::Sync),
     }
-    Plan::Call(Call::Sync)
 }
 
 /// Tries of one sync before the settle check takes its place.

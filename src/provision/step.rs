@@ -517,7 +517,9 @@ fn advance(job: &mut Job, outcome: &Outcome, now: Timestamp) {
 fn started(start: Option<&mut StartRecord>, start_time: &str, now: Timestamp) {
     if let Some(start) = start {
         start.seen = Some(start_time.to_owned());
-        start.at = Some(now);
+        // The pool's own word on when, held between our intent and our look: its clock may be off.
+        let told = Timestamp::from_xenapi(start_time).unwrap_or(now);
+        start.at = Some(told.clamp(start.intended.min(now), now));
     }
 }
 

@@ -112,7 +112,9 @@ impl Cut {
             Point::BeforeIntent if stores_intent => AtCommit::DiesBefore,
             Point::AfterIntent if stores_intent => AtCommit::DiesAfter,
             Point::BeforeOutcome if stores_outcome => AtCommit::DiesBefore,
-            Point::BeforeIntent | Point::AfterIntent | Point::AfterCall | Point::BeforeOutcome => AtCommit::Goes,
+            Point::BeforeIntent | Point::AfterIntent | Point::AfterCall | Point::BeforeOutcome => {
+                AtCommit::Goes
+            }
         };
         self.crashed = what != AtCommit::Goes;
         what
@@ -122,7 +124,9 @@ impl Cut {
 /// The call that brings the effect about; for those that change nothing on the pool, the look at the VM.
 fn is_the_call(effect: Effect, method: Method) -> bool {
     match effect {
-        Effect::Preflight | Effect::Arm | Effect::Completion | Effect::Evidence => method == Method::VmGetRecord,
+        Effect::Preflight | Effect::Arm | Effect::Completion | Effect::Evidence => {
+            method == Method::VmGetRecord
+        }
         Effect::Claim
         | Effect::Sync
         | Effect::Stop

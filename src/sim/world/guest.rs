@@ -6,7 +6,10 @@ use std::{sync::Arc, time::Duration};
 use futures_util::FutureExt;
 
 use crate::{
-    boot::{Answer, Armed, Ask, Gate, sink::{Report, ReportAnswer, Seen, Sign, Sink}},
+    boot::{
+        Answer, Armed, Ask, Gate,
+        sink::{Report, ReportAnswer, Seen, Sign, Sink},
+    },
     clock::Timestamp,
     machine::MacAddr,
     secret::Token,
@@ -82,7 +85,8 @@ impl Behaviour {
 
     fn acts(self) -> Vec<Act> {
         use Act::{Answers, Dhcp, Install, Kernel, PowerOff, Reboot, Script, Stage, Wait};
-        let boot = [Dhcp, Script, Kernel, Answers, Stage("started"), Stage("partitioned"), Wait(60), Stage("base")];
+        let boot =
+            [Dhcp, Script, Kernel, Answers, Stage("started"), Stage("partitioned"), Wait(60), Stage("base")];
         let install = |bootable, reports, end: &[Act]| {
             let mut acts = boot.to_vec();
             acts.extend([Install { bootable, reports }, Stage("late")]);
@@ -98,7 +102,9 @@ impl Behaviour {
             Self::DiesAtOnce => vec![Wait(5), PowerOff],
             Self::IdlesThenHalts => vec![Dhcp, Script, Kernel, Wait(420), PowerOff],
             Self::External => vec![Wait(420), Install { bootable: true, reports: false }, PowerOff],
-            Self::Fails => vec![Dhcp, Script, Kernel, Answers, Stage("started"), Stage("failed"), Wait(30), PowerOff],
+            Self::Fails => {
+                vec![Dhcp, Script, Kernel, Answers, Stage("started"), Stage("failed"), Wait(30), PowerOff]
+            }
             Self::NeverBoots => vec![],
             Self::StopsAtDhcp => vec![Dhcp],
             Self::StopsAtKernel => vec![Dhcp, Script, Kernel],
@@ -162,7 +168,9 @@ impl Guest {
             (BootMode::Hvm { .. }, _) => (Vec::new(), None),
             (BootMode::Pv, DiskContent::Old) => (vec![Act::Lease], None),
             (BootMode::Pv, DiskContent::New(None)) => (vec![Act::Lease], None),
-            (BootMode::Pv, DiskContent::New(Some(token))) => (vec![Act::Lease, Act::Booted], Some(token.clone())),
+            (BootMode::Pv, DiskContent::New(Some(token))) => {
+                (vec![Act::Lease, Act::Booted], Some(token.clone()))
+            }
         };
         Self {
             vm_uuid: start.vm_uuid.clone(),
@@ -179,15 +187,27 @@ impl Guest {
     }
 
     /// One step. `None`: the server died while it answered.
-    pub fn act(&mut self, now: Timestamp, services: Option<Services<'_>>, pool: impl Fn(&mut dyn FnMut(&mut Pool)), disk: &mut DiskContent) -> Option<()> {
+    pub fn act(
+        &mut self,
+        now: Timestamp,
+        services: Option<Services<'_>>,
+        pool: impl Fn(&mut dyn FnMut(&mut Pool)),
+        disk: &mut DiskContent,
+    ) -> Option<()> {
         let Some(&act) = self.acts.get(self.at) else {
             self.idle = true;
             return Some(());
         };
         let tried = match (act, services) {
             (Act::Install { bootable, reports }, _) => {
-                *disk = DiskContent::New(self.armed.as_ref().filter(|_| reports).map(|armed| armed.booted.clone()));
-                let found = if bootable { Ok(()) } else { Err("Unable to find partition containing kernel".to_owned()) };
+                *disk = DiskContent::New(
+                    self.armed.as_ref().filter(|_| reports).map(|armed| armed.booted.clone()),
+                );
+                let found = if bootable {
+                    Ok(())
+                } else {
+                    Err("Unable to find partition containing kernel".to_owned())
+                };
                 pool(&mut |pool| pool.set_bootable(&self.vm_uuid, found.clone()));
                 Try::Went
             }
@@ -282,10 +302,19 @@ impl Guest {
     }
 
     fn report(&self, services: Services<'_>, token: crate::secret::TokenHash, stage: &str) -> Option<Try> {
-        let report = Report { token, stage: stage.to_owned(), body: b"percent=50".to_vec(), peer: None, by_get: false };
+        let report = Report {
+            token,
+            stage: stage.to_owned(),
+            body: b"percent=50".to_vec(),
+            peer: None,
+            by_get: false,
+        };
         Some(match services.sink.report(report).now_or_never()? {
             ReportAnswer::Accepted | ReportAnswer::Already => Try::Went,
-            ReportAnswer::Closed | ReportAnswer::Unknown | ReportAnswer::WrongMethod | ReportAnswer::Later => Try::Again,
+            ReportAnswer::Closed
+            | ReportAnswer::Unknown
+            | ReportAnswer::WrongMethod
+            | ReportAnswer::Later => Try::Again,
         })
     }
 }

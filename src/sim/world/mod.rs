@@ -25,11 +25,11 @@ use self::{
 };
 use crate::{
     boot::{Armed, Gate},
-    clock::{Clock, Timestamp},
+    clock::{Clock as _, Timestamp},
     config::{Deadlines, Profile},
     provision::{
         Event, Job, State,
-        executor::{Decisions, Executor, Parts, PoolAccess, Serving, Wake},
+        executor::{Decisions, Executor, Parts, PoolAccess, Serving, Wake, claims},
         job::{NewJob, Options},
     },
     secret::TokenKey,
@@ -164,7 +164,12 @@ impl World {
         };
         let wires = Wires::new(shared);
         let disk = Arc::new(Disk { wires: wires.clone(), inner: MemoryStore::new() });
-        let rest = Rest { installs: setup.installs, allow: setup.allow, decisions: setup.decisions, downtime: setup.downtime };
+        let rest = Rest {
+            installs: setup.installs,
+            allow: setup.allow,
+            decisions: setup.decisions,
+            downtime: setup.downtime,
+        };
         let mut world = Self {
             wires,
             disk,
@@ -194,7 +199,8 @@ impl World {
         world
     }
 
-    fn boot_server(&mut self) {
+    /// Starts the server from what it had stored; its jobs go on at the next [`Self::run`].
+    pub fn boot_server(&mut self) {
         let gate = Gate::default();
         let life = {
             let mut shared = self.wires.lock();
@@ -283,7 +289,12 @@ impl World {
             }
             self.guests.retain(|guest| guest.vm_uuid != start.vm_uuid);
             let disk = self.contents.entry(start.vm_uuid.clone()).or_default();
-            self.guests.push(Guest::new(&start, behaviour.copied().unwrap_or(Behaviour::NeverBoots), disk, now));
+            self.guests.push(Guest::new(
+                &start,
+                behaviour.copied().unwrap_or(Behaviour::NeverBoots),
+                disk,
+                now,
+            ));
         }
     }
 
@@ -292,7 +303,8 @@ impl World {
         if guest.next > now || guest.idle {
             return;
         }
-        let services = self.server.as_ref().map(|server| Services { gate: &server.gate, sink: &*server.executor });
+        let services =
+            self.server.as_ref().map(|server| Services { gate: &server.gate, sink: &*server.executor });
         let disk = self.contents.entry(guest.vm_uuid.clone()).or_default();
         let wires = self.wires.clone();
         let lived = guest.act(now, services, |change| change(&mut wires.lock().pool), disk).is_some();
@@ -404,28 +416,43 @@ impl World {
     }
 
     /// Something is told or changed behind the scenes.
-    pub fn with<T>(&self, change: impl FnOnce(&mut Pool, &mut Ledger, &mut Option<Storm>, &mut Option<Cut>) -> T) -> T {
+    pub fn with<T>(
+        &self,
+        change: impl FnOnce(&mut Pool, &mut Ledger, &mut Option<Storm>, &mut Option<Cut>) -> T,
+    ) -> T {
         let mut shared = self.wires.lock();
         let shared = &mut *shared;
         change(&mut shared.pool, &mut shared.ledger, &mut shared.storm, &mut shared.cut)
     }
 
-    /// The database is gone, and the server with it; claims are all that is left.
-    pub fn lose_database(&mut self) {
+    /// The database is gone, and the server with it: every VM is put back from the claims in the pool alone.
+    /// Returns what stood in the way, by VM.
+    pub fn restore_from_claims(&mut self, stop: bool) -> Vec<(String, String)> {
         self.server = None;
         self.back_at = None;
-    }
-
-    /// The calls of a claims-only restore.
-    pub fn api(&mut self) -> (Api, Arc<dyn Clock>) {
         let life = {
             let mut shared = self.wires.lock();
             shared.life += 1;
-            shared.died = false;
-            shared.dies_next = false;
+            (shared.died, shared.dies_next, shared.cut, shared.storm) = (false, false, None, None);
+            shared.ledger.claims_only = true;
             shared.life
         };
-        (Api::new(Arc::new(Line { wires: self.wires.clone(), life })), Arc::new(self.wires.clone()))
+        let api = Api::new(Arc::new(Line { wires: self.wires.clone(), life }));
+        let wires = self.wires.clone();
+        let pause = |until: Timestamp| -> futures_util::future::BoxFuture<'_, ()> {
+            let mut shared = wires.lock();
+            shared.now = until.max(shared.now + Duration::from_millis(100));
+            let now = shared.now;
+            shared.pool.advance(now);
+            Box::pin(std::future::ready(()))
+        };
+        let found = claims::claims(&api).now_or_never().and_then(Result::ok).unwrap_or_default();
+        let restored = found.iter().filter_map(|claimed| {
+            let done = claims::restore(&api, claimed, stop, &self.wires, &pause).now_or_never();
+            let failed = done.unwrap_or_else(|| Err("it never returned".into())).err()?;
+            Some((claimed.vm.name_label.clone(), failed))
+        });
+        restored.collect()
     }
 
     /// All jobs have ended.
@@ -441,6 +468,9 @@ impl World {
 
 impl std::fmt::Debug for World {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("World").field("now", &self.now()).field("crashes", &self.crashes).finish_non_exhaustive()
+        f.debug_struct("World")
+            .field("now", &self.now())
+            .field("crashes", &self.crashes)
+            .finish_non_exhaustive()
     }
 }

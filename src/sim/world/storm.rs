@@ -83,7 +83,14 @@ impl Storm {
     }
 
     /// The fate of a call.
-    pub fn fate(&mut self, now: Timestamp, method: Method, params: &[Value], pool: &mut Pool, ledger: &mut Ledger) -> Fate {
+    pub fn fate(
+        &mut self,
+        now: Timestamp,
+        method: Method,
+        params: &[Value],
+        pool: &mut Pool,
+        ledger: &mut Ledger,
+    ) -> Fate {
         if self.over {
             return Fate::Done;
         }
@@ -108,7 +115,14 @@ impl Storm {
         self.misfortune(now, method, params, pool, ledger)
     }
 
-    fn misfortune(&mut self, now: Timestamp, method: Method, params: &[Value], pool: &mut Pool, ledger: &mut Ledger) -> Fate {
+    fn misfortune(
+        &mut self,
+        now: Timestamp,
+        method: Method,
+        params: &[Value],
+        pool: &mut Pool,
+        ledger: &mut Ledger,
+    ) -> Fate {
         let changes = method.changes_the_pool();
         let kind = *self.rng.pick(&KINDS);
         let fate = match kind {
@@ -140,7 +154,14 @@ impl Storm {
         fate
     }
 
-    fn person(&mut self, kind: &'static str, now: Timestamp, params: &[Value], pool: &mut Pool, ledger: &mut Ledger) -> Fate {
+    fn person(
+        &mut self,
+        kind: &'static str,
+        now: Timestamp,
+        params: &[Value],
+        pool: &mut Pool,
+        ledger: &mut Ledger,
+    ) -> Fate {
         let Some((uuid, _)) = pool.vm_of(params) else { return Fate::Done };
         let act = match kind {
             "person-starts" => PersonAct::Start,

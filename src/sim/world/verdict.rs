@@ -61,6 +61,8 @@ pub struct Ledger {
     pub tainted: HashSet<String>,
     person_domains: HashSet<(String, u32)>,
     person_values: HashMap<(String, &'static str), String>,
+    /// No server and no job: what calls now restores from claims alone.
+    pub claims_only: bool,
     /// HVM and PV starts that a person made.
     pub person_starts: HashMap<String, (u32, u32)>,
 }
@@ -99,7 +101,10 @@ impl Ledger {
     }
 
     fn live_job(&self, vm: &str) -> Option<&Job> {
-        self.jobs.values().filter(|job| job.vm_uuid == vm).max_by_key(|job| (!job.state.is_terminal(), job.created))
+        self.jobs
+            .values()
+            .filter(|job| job.vm_uuid == vm)
+            .max_by_key(|job| (!job.state.is_terminal(), job.created))
     }
 
     /// A person did this.
@@ -114,7 +119,10 @@ impl Ledger {
                 self.person_values.insert((vm.to_owned(), "order"), order);
                 self.tainted.insert(vm.to_owned());
             }
-            PersonAct::SetPolicy(_) | PersonAct::SetDomainType(_) | PersonAct::RemoveOtherConfig { .. } | PersonAct::Destroy => {
+            PersonAct::SetPolicy(_)
+            | PersonAct::SetDomainType(_)
+            | PersonAct::RemoveOtherConfig { .. }
+            | PersonAct::Destroy => {
                 self.tainted.insert(vm.to_owned());
             }
             _ => {}
@@ -128,6 +136,12 @@ impl Ledger {
             return;
         }
         let Some(truth) = pool.vm_of(params).and_then(|(uuid, _)| pool.truth(&uuid)) else { return };
+        if self.claims_only {
+            if sets_boot(method) && truth.power_state != "Halted" {
+                self.violation("I14", format!("{} while the VM is {}", method.name(), truth.power_state));
+            }
+            return;
+        }
         let Some(job) = self.live_job(&truth.uuid).cloned() else {
             return self.violation("I2", format!("{} without a job", method.name()));
         };
@@ -144,7 +158,9 @@ impl Ledger {
             Method::VmRemoveFromOtherConfig if key == CLAIM_KEY && !ours => {
                 self.violation("I2", "a claim that is not ours is removed");
             }
-            _ if !ours && !waived => self.violation("I2", format!("{} without our claim in the VM", method.name())),
+            _ if !ours && !waived => {
+                self.violation("I2", format!("{} without our claim in the VM", method.name()))
+            }
             _ => {}
         }
         if matches!(method, Method::VmHardShutdown | Method::VmCleanShutdown)
@@ -158,7 +174,15 @@ impl Ledger {
         }
     }
 
-    fn before_setting(&mut self, truth: &VmTruth, job: &Job, claim: Option<&Claim>, gate: &Gate, method: Method, params: &[Value]) {
+    fn before_setting(
+        &mut self,
+        truth: &VmTruth,
+        job: &Job,
+        claim: Option<&Claim>,
+        gate: &Gate,
+        method: Method,
+        params: &[Value],
+    ) {
         if truth.power_state != "Halted" {
             self.violation("I14", format!("{} while the VM is {}", method.name(), truth.power_state));
         }
@@ -177,7 +201,8 @@ impl Ledger {
             let known = claim.and_then(|claim| claim.touched.get(&order));
             let theirs = by_person.is_some() && by_person == now.as_ref();
             let mine = known.is_some_and(|entry| entry.saved == now || entry.written == now);
-            let kept = params.get(1).and_then(|map| map.get("order")).and_then(Value::as_str) == now.as_deref();
+            let kept =
+                params.get(1).and_then(|map| map.get("order")).and_then(Value::as_str) == now.as_deref();
             if theirs && !mine && !kept {
                 self.violation("I14", "a person's boot order is overwritten");
             }
@@ -191,7 +216,8 @@ impl Ledger {
             return;
         }
         let Some(truth) = pool.vm_of(params).and_then(|(uuid, _)| pool.truth(&uuid)) else { return };
-        let Some(claim) = truth.claim.as_deref().and_then(|text| serde_json::from_str::<Claim>(text).ok()) else {
+        let Some(claim) = truth.claim.as_deref().and_then(|text| serde_json::from_str::<Claim>(text).ok())
+        else {
             return self.violation("I3", "the claim cannot be read back");
         };
         let saved = |field: Field| claim.touched.get(&field).and_then(|entry| entry.saved.clone());
@@ -214,7 +240,9 @@ impl Ledger {
         let was = before.as_ref().map(|before| before.state);
         if was != Some(job.state) {
             *self.counts.states.entry(job.state).or_default() += 1;
-            if let Some(reason) = job.reason.filter(|_| job.state.is_terminal() || job.state == State::NeedsOperator) {
+            if let Some(reason) =
+                job.reason.filter(|_| job.state.is_terminal() || job.state == State::NeedsOperator)
+            {
                 *self.counts.reasons.entry(reason).or_default() += 1;
             }
         }
@@ -297,7 +325,8 @@ impl Ledger {
                 self.violation("I10", format!("{} is still {} ({:?})", job.vm_name, job.state, job.cursor));
             }
             let Some(truth) = pool.truth(&job.vm_uuid) else { continue };
-            let given_up = matches!(job.reason, Some(Reason::Abandoned | Reason::Accepted | Reason::ClaimedByOther));
+            let given_up =
+                matches!(job.reason, Some(Reason::Abandoned | Reason::Accepted | Reason::ClaimedByOther));
             if job.state.is_terminal() && !given_up {
                 self.restored("I1", &truth);
             }
@@ -305,7 +334,10 @@ impl Ledger {
             let by_person = self.person_starts.get(&job.vm_uuid).copied().unwrap_or_default();
             if truth.hvm_starts.saturating_sub(by_person.0) > intents {
                 let (started, theirs) = (truth.hvm_starts, by_person.0);
-                self.violation("I4", format!("{started} HVM starts ({theirs} by people), {intents} were intended"));
+                self.violation(
+                    "I4",
+                    format!("{started} HVM starts ({theirs} by people), {intents} were intended"),
+                );
             }
         }
     }

@@ -26,42 +26,42 @@ use crate::{
 
 /// What all parts of a world share.
 #[derive(Debug)]
-pub struct Shared {
+pub(super) struct Shared {
     /// The world's time.
-    pub now: Timestamp,
+    pub(super) now: Timestamp,
     /// The pool.
-    pub pool: Pool,
+    pub(super) pool: Pool,
     /// Which life of the server is the present one.
-    pub life: u32,
+    pub(super) life: u32,
     /// The server died within the tick under way.
-    pub died: bool,
+    pub(super) died: bool,
     /// The next await of the server is its last.
-    pub dies_next: bool,
+    pub(super) dies_next: bool,
     /// A crash and a lost reply at one place.
-    pub cut: Option<Cut>,
+    pub(super) cut: Option<Cut>,
     /// Random misfortune.
-    pub storm: Option<Storm>,
+    pub(super) storm: Option<Storm>,
     /// What is watched, and what was found.
-    pub ledger: Ledger,
+    pub(super) ledger: Ledger,
     /// The present server's gate.
-    pub gate: Gate,
+    pub(super) gate: Gate,
 }
 
 /// The shared state behind its lock.
 #[derive(Debug, Clone)]
-pub struct Wires(Arc<Mutex<Shared>>);
+pub(super) struct Wires(Arc<Mutex<Shared>>);
 
 /// A call of the server to the pool takes this long.
 const CALL_TAKES: Duration = Duration::from_millis(2);
 
 impl Wires {
     /// Wraps the state.
-    pub fn new(shared: Shared) -> Self {
+    pub(super) fn new(shared: Shared) -> Self {
         Self(Arc::new(Mutex::new(shared)))
     }
 
     /// The state.
-    pub fn lock(&self) -> MutexGuard<'_, Shared> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Shared> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -74,7 +74,7 @@ impl Clock for Wires {
 
 /// The transport of one life of the server.
 #[derive(Debug)]
-pub struct Line {
+pub(super) struct Line {
     pub(super) wires: Wires,
     pub(super) life: u32,
 }
@@ -149,7 +149,7 @@ impl Transport for Line {
 
 /// The store, which outlives the server.
 #[derive(Debug)]
-pub struct Disk {
+pub(super) struct Disk {
     pub(super) wires: Wires,
     pub(super) inner: MemoryStore,
 }
@@ -179,7 +179,11 @@ impl Disk {
             }
             (_, Fate::Away) => {
                 let path = std::path::PathBuf::from("world.db");
-                return Some(Err(StoreError::Unavailable { operation: "write", path, detail: "no space left".into() }));
+                return Some(Err(StoreError::Unavailable {
+                    operation: "write",
+                    path,
+                    detail: "no space left".into(),
+                }));
             }
             (super::cut::AtCommit::Goes | super::cut::AtCommit::DiesAfter, _) => {}
         }
@@ -219,11 +223,11 @@ impl Store for Disk {
 
 /// Jobs that have news.
 #[derive(Debug, Clone, Default)]
-pub struct News(Arc<Mutex<BTreeSet<String>>>);
+pub(super) struct News(Arc<Mutex<BTreeSet<String>>>);
 
 impl News {
     /// The jobs woken since the last time.
-    pub fn take(&self) -> BTreeSet<String> {
+    pub(super) fn take(&self) -> BTreeSet<String> {
         std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
