@@ -118,7 +118,7 @@ impl Desk {
         self.carry_out(order, asked_by, Deed::Plan).await
     }
 
-    /// Makes the jobs of an order.
+    /// Makes the jobs of an order; none when one of its selectors cannot be resolved.
     pub async fn deploy(&self, order: &Order, asked_by: &str) -> Result<OrderAnswer, DeskError> {
         self.carry_out(order, asked_by, Deed::Make).await
     }
@@ -132,6 +132,10 @@ impl Desk {
         }
         let (candidates, pools_away) = self.candidates().await;
         let Selection { chosen, unresolved } = resolve(&order.selectors, &candidates);
+        if deed == Deed::Make && !unresolved.is_empty() {
+            // A mistyped name: better none than some.
+            return Ok(OrderAnswer { vms: Vec::new(), unresolved, pools_away });
+        }
         let batch = order.max_parallel.map(|cap| (new_id(), cap.max(1)));
         let asked = Asked { order, asked_by, batch, deed };
         let lines = stream::iter(chosen).map(|vm| self.line(vm, &asked)).buffered(AT_ONCE);

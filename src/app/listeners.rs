@@ -72,10 +72,11 @@ pub(super) async fn bind(config: &Config, shared: &Shared) -> Result<Listeners, 
             gate: shared.gate.clone(),
             sink: Arc::clone(&shared.sink),
             templates: Arc::clone(&shared.templates),
-            urls: urls.clone(),
-            files: config.http.as_ref().map(|http| http.root.clone()),
+            // Without boot HTTP no profile has boot files, and no configuration is ever rendered.
+            urls: urls.clone().unwrap_or_else(|| Urls::new("")),
+            files: config.http.as_ref().map_or_else(|| tftp.root.clone(), |http| http.root.clone()),
         };
-        listeners.tftp = Some(tftp::server::bind(tftp, parts).await?);
+        listeners.tftp = Some(tftp::server::bind(tftp, parts, Arc::new(tftp::server::AsyncTftp))?);
     }
     let boot = dhcp::server::BootServices {
         url: urls.map(|urls| urls.base().to_owned()),
@@ -108,7 +109,7 @@ impl Listeners {
         });
         serde_json::json!({
             "dhcp": dhcp.collect::<Vec<_>>(),
-            "tftp": self.tftp.as_ref().map(|tftp| tftp.bound().to_vec()).unwrap_or_default(),
+            "tftp": self.tftp.as_ref().map(tftp::server::Server::bound).unwrap_or_default(),
             "http": self.http.as_ref().map(http::server::Server::bound),
             "url": self.urls().map(|urls| urls.base().to_owned()),
             "admin": admin,

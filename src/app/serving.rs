@@ -1,9 +1,7 @@
 //! E0's look at everything that an attempt would be served: files, templates, listeners. A shell; reads only.
 
 use std::{
-    fs::File,
-    io,
-    path::{Component, Path, PathBuf},
+    path::{Path, PathBuf},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -14,6 +12,7 @@ use crate::{
     boot::{
         Armed,
         render::{Templates, Urls},
+        root::{RelativePath, Root},
     },
     provision::executor::Serving,
 };
@@ -64,29 +63,20 @@ impl Serving for Offer {
     }
 }
 
-/// What is wrong with a boot file: `file` beneath `root` must be there, regular, readable and not empty.
+/// What is wrong with a boot file: it must be a readable regular file beneath `root`, and not empty.
 pub fn file_problem(root: &Path, file: &str) -> Option<String> {
-    let relative = Path::new(file);
-    if file.is_empty() || !relative.components().all(|part| matches!(part, Component::Normal(_))) {
+    let Some(name) = RelativePath::parse(file) else {
         return Some(format!("`{file}` is not a path beneath {}", root.display()));
-    }
-    let path = root.join(relative);
-    let looked = || -> io::Result<Result<(), &'static str>> {
-        let (real, root) = (path.canonicalize()?, root.canonicalize()?);
-        if !real.starts_with(&root) {
-            return Ok(Err("leads out of the root by a link"));
-        }
-        let metadata = File::open(&real)?.metadata()?;
-        Ok(match (metadata.is_file(), metadata.len()) {
-            (false, _) => Err("is not a regular file"),
-            (true, 0) => Err("is empty"),
-            (true, _) => Ok(()),
-        })
     };
-    match looked() {
-        Ok(Ok(())) => None,
-        Ok(Err(what)) => Some(format!("boot file {} {what}", path.display())),
-        Err(error) => Some(format!("boot file {} cannot be read: {error}", path.display())),
+    let root = match Root::open(root) {
+        Ok(root) => root,
+        Err(error) => return Some(super::chain(&error)),
+    };
+    let path = root.path().join(name.as_str());
+    match root.open_file(&name) {
+        Ok(published) if published.length > 0 => None,
+        Ok(_) => Some(format!("boot file {} is empty", path.display())),
+        Err(error) => Some(format!("boot file {} cannot be opened: {error}", path.display())),
     }
 }
 
@@ -105,12 +95,12 @@ mod tests {
         std::os::unix::fs::symlink(folder.path().join("secret"), root.join("out")).unwrap();
         let cases = [
             ("mini/vmlinuz", None),
-            ("mini/none", Some("cannot be read")),
-            ("mini", Some("not a regular file")),
+            ("mini/none", Some("cannot be opened")),
+            ("mini", Some("cannot be opened")),
             ("empty", Some("is empty")),
-            ("out", Some("leads out of the root")),
+            ("out", Some("cannot be opened")),
             ("../secret", Some("is not a path beneath")),
-            ("/etc/passwd", Some("is not a path beneath")),
+            ("/etc/passwd", Some("cannot be opened")),
             ("", Some("is not a path beneath")),
         ];
         for (file, problem) in cases {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::Args;
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, future::BoxFuture, stream};
 use hyper::StatusCode;
 use serde::Serialize;
 
@@ -232,7 +232,8 @@ impl Work<'_> {
         {
             return answer;
         }
-        match claims::restore(api, claimed, self.args.stop, &SystemClock).await {
+        let pause = |until| Box::pin(claims::sleep_until(until, &SystemClock)) as BoxFuture<'_, ()>;
+        match claims::restore(api, claimed, self.args.stop, &SystemClock, &pause).await {
             Ok(()) => (Outcome::Restored, "from its claim".to_owned()),
             Err(why) if claimed.vm.power_state != PowerState::Halted && !self.args.stop => {
                 (Outcome::Refused, why)
