@@ -3,6 +3,7 @@
 //! Invariant: results go to stdout, everything said on the way to stderr. Exit codes are those of [`Ended`].
 
 mod check;
+pub mod demo;
 mod deploy;
 mod jobs;
 mod link;
@@ -58,6 +59,8 @@ enum Command {
     Restore(restore::RestoreArgs),
     /// Show what a machine would be served.
     Render(render::RenderArgs),
+    /// Play the whole cycle on loopback: simulated pool, simulated PXE clients, real packets.
+    Demo(demo::DemoArgs),
     /// Serve a simulated pool, to try things against.
     Simulate(simulate::SimulateArgs),
 }
@@ -163,6 +166,11 @@ async fn run(cli: Cli) -> Answer {
         Command::Jobs(command) => jobs::run(&command, &config).await,
         Command::Restore(args) => restore::run(&args, &config).await,
         Command::Render(args) => render::run(&args, &config).await,
+        Command::Demo(args) => match demo::run(&args).await {
+            Ok(true) => Ok(Ended::Done),
+            Ok(false) => Ok(Ended::Failed),
+            Err(error) => Err(Stop::new(Ended::Failed, format!("{error:#}"))),
+        },
         Command::Simulate(args) => simulate::run(&args).await,
     }
 }
