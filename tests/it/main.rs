@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::print_stdout)]
 
 mod boot;
+mod cli;
 mod common;
 mod config;
 mod dhcp;

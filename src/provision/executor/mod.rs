@@ -7,6 +7,7 @@
 mod calls;
 pub mod claims;
 mod facts;
+pub mod lookups;
 mod reports;
 
 use std::{
