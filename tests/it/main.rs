@@ -10,6 +10,7 @@ mod guests;
 mod http;
 mod kill;
 mod recovery;
+mod refusals;
 mod simpool;
 mod store;
 mod tftp;
