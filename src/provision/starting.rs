@@ -32,7 +32,10 @@ pub fn hvm(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
     let done = |start_time: &str| Plan::Done(Outcome::Started { start_time: start_time.to_owned(), domid });
     let signs = job.signs.values().any(|&at| at > start.intended);
     let plan = once(job, start, seen, trail, now, Start { paused: false, signs }, done);
-    let flipped = job.claim.as_ref().is_some_and(|claim| settings::way_there(&seen.vm, &claim.touched, |_| true).is_none());
+    let flipped = job
+        .claim
+        .as_ref()
+        .is_some_and(|claim| settings::way_there(&seen.vm, &claim.touched, |_| true).is_none());
     match plan {
         Plan::Call(Call::Start { .. }) if !flipped => {
             Plan::Fail(Reason::SettingsChanged, "its boot settings were changed before the start".into())

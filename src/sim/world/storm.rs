@@ -111,7 +111,10 @@ impl Storm {
         }
         if is_start && !paused && self.rng.one_in(40) {
             ledger.count_fault("start-refused");
-            return Fate::Fails(Failure::new("DOMAIN_BUILDER_ERROR", &["xc_dom_linux_build", "1", "no kernel"]));
+            return Fate::Fails(Failure::new(
+                "DOMAIN_BUILDER_ERROR",
+                &["xc_dom_linux_build", "1", "no kernel"],
+            ));
         }
         if !self.rng.one_in(self.every) {
             return Fate::Done;
@@ -128,9 +131,7 @@ impl Storm {
         ledger: &mut Ledger,
     ) -> Fate {
         let changes = method.changes_the_pool();
-        let refuses =
-            method == Method::VmStart && params.get(1) != Some(&Value::Bool(true)) && self.rng.one_in(3);
-        let kind = if refuses { "start-refused" } else { *self.rng.pick(&KINDS) };
+        let kind = *self.rng.pick(&KINDS);
         let fate = match kind {
             "lost-before" => Fate::LostBefore,
             "lost-after" => Fate::LostAfter,
