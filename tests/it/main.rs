@@ -12,5 +12,6 @@ mod recovery;
 mod simpool;
 mod store;
 mod tftp;
+mod tidy;
 mod walks;
 mod xen;
