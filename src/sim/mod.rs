@@ -4,4 +4,5 @@
 //! Verdicts on a run are read from the pool's records and call log, never from the program under test.
 
 pub mod faults;
+pub mod lab;
 pub mod pool;
