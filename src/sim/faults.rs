@@ -193,3 +193,67 @@ impl FaultPlan {
         tallies
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_millis(1_000);
+
+    fn fault(name: &str, when: Trigger) -> Fault {
+        Fault { name: name.to_owned(), when, kind: FaultKind::LoseBefore }
+    }
+
+    /// Calls as `method vm-name`; answers which fault fired on each, `-` for none.
+    fn fired(faults: &[Fault], calls: &[&str]) -> String {
+        let mut plan = FaultPlan::new(faults.iter().cloned());
+        let names = calls.iter().map(|call| {
+            let (method, vm) = call.split_once(' ').unwrap_or((call, ""));
+            let vm = (!vm.is_empty()).then(|| (format!("uuid-{vm}"), vm.to_owned()));
+            plan.decide(NOW, method, vm.as_ref()).map_or_else(|| "-".to_owned(), |fault| fault.name)
+        });
+        names.collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_fault_fires_on_its_nth_matching_call_and_no_other() {
+        let calls = [
+            "VM.start a",
+            "Async.VM.start b",
+            "VM.get_record b",
+            "VM.set_PV_bootloader a",
+            "VM.start b",
+            "VM.start b",
+        ];
+        let rows = [
+            (vec![fault("f", Trigger::first("VM.start"))], "f - - - - -"),
+            (vec![fault("f", Trigger::nth("VM.start", 2))], "- f - - - -"),
+            (vec![fault("f", Trigger::nth("VM.start", 2).times(2))], "- f - - f -"),
+            (vec![fault("f", Trigger::first("VM.start").of("b"))], "- f - - - -"),
+            (vec![fault("f", Trigger::nth("VM.start", 3).of("uuid-b"))], "- - - - - f"),
+            (vec![fault("f", Trigger::first("VM.set_*"))], "- - - f - -"),
+            (vec![fault("f", Trigger::nth("*", 3))], "- - f - - -"),
+            (vec![fault("f", Trigger::first("VM.hard_shutdown"))], "- - - - - -"),
+            // Two faults on one call: the first of the plan fires, the other on the next match.
+            (vec![fault("f", Trigger::first("VM.start")), fault("g", Trigger::first("*"))], "f g - - - -"),
+        ];
+        for (faults, expected) in rows {
+            assert_eq!(fired(&faults, &calls), expected, "{faults:?}");
+        }
+    }
+
+    #[test]
+    fn the_tally_names_faults_that_did_not_fire() {
+        let mut plan = FaultPlan::new([
+            fault("lost", Trigger::first("VM.start").times(2)),
+            fault("lost", Trigger::first("VM.unpause")),
+            fault("never", Trigger::nth("VM.start", 9)),
+        ]);
+        plan.decide(NOW, "VM.start", None);
+        let tally: Vec<_> = plan.tally().into_iter().map(|t| (t.name, t.planned, t.fired, t.last)).collect();
+        assert_eq!(tally, [("lost".to_owned(), 3, 1, Some(NOW)), ("never".to_owned(), 1, 0, None)]);
+        assert!(!plan.is_released("lost"));
+        plan.release("lost");
+        assert!(plan.is_released("lost"));
+    }
+}

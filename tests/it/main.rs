@@ -3,4 +3,5 @@
 
 mod common;
 mod lab;
+mod simpool;
 mod store;

@@ -32,10 +32,11 @@ pub use spec::{
 };
 
 use db::Db;
-use power::Domain;
+use power::{Domain, Op};
 use rng::Rng;
 use schema::Class;
 use tasks::Due;
+pub use tasks::TaskState;
 
 use crate::{
     clock::Timestamp,
@@ -326,6 +327,16 @@ impl Pool {
         let lose = u64::try_from(lose.as_millis()).unwrap_or(u64::MAX);
         self.db.forget_after(Timestamp::from_millis(now.millis().saturating_sub(lose)));
         self.follow_domains(now);
+    }
+
+    /// Whether a session of this reference lives.
+    pub fn has_session(&self, reference: &str) -> bool {
+        self.sessions.contains_key(reference)
+    }
+
+    /// Whether xapi takes its time over this message (without `Async.`): a body begins it as a task and waits.
+    pub fn is_slow(method: &str) -> bool {
+        method.strip_prefix("VM.").and_then(Op::named).is_some_and(Op::is_slow)
     }
 
     /// Every session ends.

@@ -107,6 +107,11 @@ impl Op {
         matches!(self, Self::CleanShutdown | Self::CleanReboot)
     }
 
+    /// Takes long enough that a caller waits for a task.
+    pub(super) const fn is_slow(self) -> bool {
+        !matches!(self, Self::Pause | Self::Unpause)
+    }
+
     /// May be called while another operation runs.
     pub(super) const fn overtakes(self) -> bool {
         matches!(self, Self::HardShutdown | Self::HardReboot)

@@ -26,6 +26,17 @@ pub(super) enum Due {
     Rebuild { vm: String, domid: u32 },
 }
 
+/// How far a task is, for a body that waits for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TaskState {
+    /// Not at its end.
+    Pending,
+    /// At its end; its record is removed now.
+    Ended(Result<(), Failure>),
+    /// There is no such record.
+    Gone,
+}
+
 /// A task and the call that made it.
 #[derive(Debug, Clone)]
 pub(super) struct TaskEntry {
@@ -150,6 +161,24 @@ impl Pool {
         } else {
             self.finished_tasks.push_back((now, reference.to_owned()));
         }
+    }
+
+    /// How far a task is; one that ended is taken away.
+    pub fn take_task(&mut self, now: Timestamp, reference: &str) -> TaskState {
+        match self.db.text(Class::Task, reference, "status") {
+            "" => TaskState::Gone,
+            "pending" => TaskState::Pending,
+            status => {
+                let outcome = if status == "success" { Ok(()) } else { Err(self.task_failure(reference)) };
+                self.db.remove(now, Class::Task, reference);
+                TaskState::Ended(outcome)
+            }
+        }
+    }
+
+    fn task_failure(&self, reference: &str) -> Failure {
+        let mut words = self.db.set_of(Class::Task, reference, "error_info").into_iter();
+        Failure { code: words.next().unwrap_or_default(), params: words.collect() }
     }
 
     /// `task.destroy`: a pending task is only marked.
