@@ -16,15 +16,17 @@ use axum::{
     http::StatusCode,
     routing::{get, post},
 };
-use bootflip::sim::lab::{
-    Ended, Lab, LabError, Machine, Network,
-    machine::{Content, MachineSpec},
-    network::{self, NETMASK, RANGE, SERVER},
-    qemu::NicModel,
+use bootflip::{
+    sim::{
+        lab::{
+            Body, Lab, Network, Scene,
+            network::{self, NETMASK, RANGE, SERVER},
+        },
+        pool::{PersonAct, Release, VmTruth},
+    },
+    xen::Failure,
 };
 
-/// MAC address of the one VM.
-const MAC: &str = "02:16:3e:00:00:01";
 /// Longer than any run seen on two loaded cores, three times over.
 const PATIENCE: Duration = Duration::from_secs(240);
 
@@ -49,37 +51,40 @@ fn lab_or_skip() -> Option<Lab> {
     None
 }
 
-/// What the guests told: stage and body, in order.
+/// What the guests told: stage and body, in order; and the tokens that were put off once.
 #[derive(Debug, Default)]
-struct Reports(Mutex<Vec<(String, String)>>);
+struct Told {
+    reports: Mutex<Vec<(String, String)>>,
+    put_off: Mutex<BTreeSet<String>>,
+}
 
-impl Reports {
+impl Told {
     fn stages(&self) -> Vec<String> {
-        self.0.lock().unwrap().iter().map(|(stage, _)| stage.clone()).collect()
+        self.reports.lock().unwrap().iter().map(|(stage, _)| stage.clone()).collect()
     }
 }
 
 /// The first report of each boot is told to come again later.
 async fn report(
-    State(reports): State<Arc<(Reports, Mutex<BTreeSet<String>>)>>,
+    State(told): State<Arc<Told>>,
     UrlPath((token, stage)): UrlPath<(String, String)>,
     body: String,
 ) -> StatusCode {
-    if reports.1.lock().unwrap().insert(token) {
+    if told.put_off.lock().unwrap().insert(token) {
         return StatusCode::SERVICE_UNAVAILABLE;
     }
-    reports.0.0.lock().unwrap().push((stage, body));
+    told.reports.lock().unwrap().push((stage, body));
     StatusCode::CREATED
 }
 
-fn responder(lab: &Lab, url: &str, reports: Arc<(Reports, Mutex<BTreeSet<String>>)>) -> Router {
+fn responder(lab: &Lab, url: &str, told: Arc<Told>) -> Router {
     let script = format!(
         "#!ipxe\nkernel {url}/f/vmlinuz url={url}/a console=ttyS0 panic=5\ninitrd {url}/f/initrd.gz\n\
          initrd {url}/f/rootfs.cpio\nboot\n"
     );
     let answers = format!(
-        "REPORT_URL='{url}/r/one'\nBOOTED_URL='{url}/r/two/booted'\nHOSTNAME='alpha'\nDISK='0'\nDISK_POSITION=0\n\
-         DISK_SIZE={DISK_SIZE}\n"
+        "REPORT_URL='{url}/r/one'\nBOOTED_URL='{url}/r/two/booted'\nHOSTNAME='lab-01'\nDISK='0'\nDISK_POSITION=0\n\
+         DISK_SIZE=629145600\n"
     );
     let www = lab.www();
     let file = async move |UrlPath(name): UrlPath<String>| std::fs::read(www.join(name)).unwrap();
@@ -88,10 +93,8 @@ fn responder(lab: &Lab, url: &str, reports: Arc<(Reports, Mutex<BTreeSet<String>
         .route("/a", get(async || answers))
         .route("/f/{name}", get(file))
         .route("/r/{token}/{stage}", post(report))
-        .with_state(reports)
+        .with_state(told)
 }
-
-const DISK_SIZE: u64 = 600 << 20;
 
 #[test]
 fn a_vm_installs_itself_over_the_wire_and_boots_what_pygrub_finds() {
@@ -105,50 +108,74 @@ fn a_vm_installs_itself_over_the_wire_and_boots_what_pygrub_finds() {
     .unwrap();
 }
 
+/// The pool's only VM, and what a person does to it.
+struct Hands {
+    scene: Scene,
+    uuid: String,
+}
+
+impl Hands {
+    fn act(&self, act: PersonAct) -> Result<String, Failure> {
+        self.scene.sim.pool.with(|pool, now| pool.person(now, &self.uuid, &act))
+    }
+
+    /// Plays guests until the pool shows what is waited for.
+    async fn until(&mut self, what: impl Fn(&VmTruth, &Body) -> bool) -> VmTruth {
+        loop {
+            let truth = self.scene.after().remove(0);
+            if what(&truth, &self.scene.body) {
+                return truth;
+            }
+            tokio::select! {
+                start = self.scene.next_start() => self.scene.body.start(start.unwrap()),
+                () = tokio::time::sleep(Duration::from_millis(100)) => {}
+            }
+        }
+    }
+
+    fn console(&self, truth: &VmTruth) -> String {
+        let domid = truth.domain.as_ref().map_or(1, |domain| domain.domid);
+        let path = self.scene.body.console(&self.uuid, domid).unwrap();
+        std::fs::read_to_string(path).unwrap_or_default()
+    }
+}
+
 async fn install_and_boot(lab: &Lab, network: &Network) {
     let folder = tempfile::tempdir().unwrap();
     let listener = tokio::net::TcpListener::bind((SERVER, 0)).await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let reports: Arc<(Reports, Mutex<BTreeSet<String>>)> = Arc::default();
-    tokio::spawn(axum::serve(listener, responder(lab, &url, Arc::clone(&reports))).into_future());
-    let _advertiser = network.advertise().unwrap();
+    let told: Arc<Told> = Arc::default();
+    tokio::spawn(axum::serve(listener, responder(lab, &url, Arc::clone(&told))).into_future());
     let range = format!("--dhcp-range={},{},{NETMASK},1h", RANGE.0, RANGE.1);
-    let _dhcp =
-        network.dnsmasq(&["--no-ping", "--leasefile-ro", &range, &format!("--dhcp-boot={url}/b")]).unwrap();
-    let spec = MachineSpec {
-        name: "alpha".into(),
-        number: 0,
-        macs: vec![MAC.parse().unwrap()],
-        model: NicModel::E1000,
-        disks: vec![(DISK_SIZE, Content::Blank), (8 << 20, Content::Witness)],
-    };
-    let machine = Machine::create(network, folder.path(), spec).unwrap();
+    let boot = format!("--dhcp-boot={url}/b");
+    let _dhcp = network.dnsmasq(&["--no-ping", "--leasefile-ro", &range, &boot]).unwrap();
+    let scene = Scene::set(lab, network, folder.path(), 1, Release::V8_2).await.unwrap();
+    let mut vm = Hands { uuid: scene.before[0].uuid.clone(), scene };
 
-    let blank = machine.bootable(lab).await;
-    assert!(matches!(blank, Err(LabError::Pygrub(_))), "{blank:?}");
-    assert_eq!(blank.unwrap_err().to_string(), "Unable to find partition containing kernel");
+    let refused = vm.act(PersonAct::Start).unwrap_err();
+    assert_eq!(refused.code, "BOOTLOADER_FAILED");
+    assert_eq!(refused.params[1], "Unable to find partition containing kernel");
 
-    let mut installer = machine.start_firmware(lab, "n", 1).unwrap();
-    let ended = installer.ended().await;
-    let console = std::fs::read_to_string(machine.console(1)).unwrap_or_default();
-    assert_eq!(ended, Ended::PowerOff, "{console}");
-    assert_eq!(reports.0.stages(), ["started", "partitioned", "base", "late", "done"], "{console}");
+    vm.act(PersonAct::SetPolicy("BIOS order".to_owned())).unwrap();
+    vm.act(PersonAct::SetBootParams([("order".to_owned(), "n".to_owned())].into())).unwrap();
+    vm.act(PersonAct::Start).unwrap();
+    vm.until(|vm, _| vm.domain.is_some()).await;
+    let halted = vm.until(|vm, _| vm.power_state == "Halted").await;
+    let console = vm.console(&halted);
+    assert_eq!(told.stages(), ["started", "partitioned", "base", "late", "done"], "{console}");
 
-    let extracted = machine.bootable(lab).await.unwrap();
-    assert!(extracted.args.starts_with("root=UUID="), "{}", extracted.args);
-    let mut system = machine.start_extracted(lab, &extracted, 2).unwrap();
-    let booted = async {
-        while reports.0.stages().last().is_none_or(|stage| stage != "booted") {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
-    tokio::select! {
-        () = booted => {}
-        ended = system.ended() => panic!("{ended:?}: {}", std::fs::read_to_string(machine.console(2)).unwrap_or_default()),
-    }
-    system.kill().await;
+    vm.act(PersonAct::SetPolicy(String::new())).unwrap();
+    vm.act(PersonAct::Start).unwrap();
+    let running = vm
+        .until(|vm, body| vm.domain.as_ref().is_some_and(|domain| body.has_booted(&vm.uuid, domain.domid)))
+        .await;
+    assert_eq!((running.hvm_starts, running.pv_starts), (1, 1));
     // No Xen here: `none` is the truth, and the disk is not the sda that was installed to.
-    let last = reports.0.0.lock().unwrap().last().cloned().unwrap();
-    assert_eq!(last.1, "guest_type=none root=/dev/vda3 hostname=alpha");
-    assert!(machine.witnesses_are_intact().unwrap());
+    let last = told.reports.lock().unwrap().last().cloned().unwrap();
+    assert_eq!(last, ("booted".to_owned(), "guest_type=none root=/dev/vda3 hostname=lab-01".to_owned()));
+    assert!(vm.scene.body.witnesses_are_intact(&vm.uuid).unwrap());
+
+    vm.act(PersonAct::HardShutdown).unwrap();
+    vm.until(|vm, _| vm.power_state == "Halted").await;
+    assert!(vm.scene.body.nothing_was_lost());
 }

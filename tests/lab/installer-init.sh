@@ -147,7 +147,8 @@ configure() {
 	UUID=$(uuid_of 2) none swap sw 0 0
 	TABLE
     echo "${HOSTNAME:-localhost}" >/target/etc/hostname
-    arguments="root=UUID=$root ro console=tty0 console=ttyS0 console=hvc0"
+    # Not tty0: where there is no hvc0, it and not ttyS0 would become /dev/console.
+    arguments="root=UUID=$root ro console=ttyS0 console=hvc0"
     mkdir -p /target/boot/grub
     # grub.cfg for pygrub from Xen 4.2 on, menu.lst for the older ones, which look for nothing else.
     cat >/target/boot/grub/grub.cfg <<-CONFIG

@@ -5,7 +5,11 @@ export PATH=/sbin:/bin
 read -r url </etc/bootflip/booted-url
 kind=none
 [ ! -r /sys/hypervisor/guest_type ] || read -r kind </sys/hypervisor/guest_type
-read -r root _ </proc/mounts
+root=unknown
 while read -r device where _; do [ "$where" != / ] || root=$device; done </proc/mounts
 read -r name </etc/hostname
-post "$url" "guest_type=$kind root=$root hostname=$name" && busybox rm -f /etc/bootflip/booted-url && busybox sync
+if post "$url" "guest_type=$kind root=$root hostname=$name"; then
+    busybox rm -f /etc/bootflip/booted-url
+    busybox sync
+    echo "target: the booted report was taken" >/dev/console
+fi

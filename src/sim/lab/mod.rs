@@ -3,19 +3,23 @@
 //!
 //! Invariant: the lab touches only what it made: a network namespace without a name, which the kernel takes away
 //! with the last process in it; files beneath its own folder; processes that it started, known by their id, which
-//! die with it. `qemu` and `pygrub`'s parser are pure; `network`, `disk` and `machine` touch the world.
+//! die with it. `qemu` and `pygrub`'s parser are pure; the other parts touch the world.
 //! What the guests run is made by `tests/lab/prepare.sh`; `docs/lab.md` tells how.
 
+pub mod body;
 pub mod disk;
 pub mod machine;
 pub mod network;
 pub mod pygrub;
 pub mod qemu;
+pub mod scene;
 
 use std::path::{Path, PathBuf};
 
+pub use body::Body;
 pub use machine::{Ended, Machine, Running};
 pub use network::Network;
+pub use scene::Scene;
 
 /// A folder that `prepare.sh` filled, and what of this computer the lab uses.
 #[derive(Debug, Clone)]
@@ -51,6 +55,9 @@ pub enum LabError {
     /// pygrub found nothing to boot, or did not run.
     #[error(transparent)]
     Pygrub(#[from] pygrub::PygrubError),
+    /// The simulated pool could not be served.
+    #[error("cannot serve the simulated pool")]
+    Pool(#[from] crate::sim::server::SimError),
     /// QEMU could not be started.
     #[error("cannot start QEMU for {name}")]
     Spawn {
