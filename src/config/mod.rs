@@ -1,12 +1,21 @@
 //! The configuration: [`Config`] is checked and has nothing left to guess; `raw` is the file as written, `check`
 //! turns one into the other and reports every problem at once. Reading and checking opens nothing but the file
-//! itself and the secret files it names.
+//! itself and the secret files it names (`load`).
+
+mod check;
+mod load;
+mod problem;
+mod raw;
+mod read;
 
 use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{machine::MacAddr, secret::Secret};
+
+pub use load::{Surroundings, load, load_in};
+pub use problem::{Problem, Problems, problems_report};
 
 /// A checked configuration.
 #[derive(Debug, Clone)]
@@ -121,6 +130,8 @@ pub struct TftpConfig {
     pub listen: Vec<std::net::SocketAddrV4>,
     /// The published files.
     pub root: PathBuf,
+    /// What BIOS network cards without iPXE get, beneath the root.
+    pub loader: String,
     /// Bind the sockets to this device (the demo: `lo`).
     pub device: Option<String>,
 }
@@ -239,6 +250,12 @@ pub struct Limits {
     pub installs_per_pool: u32,
     /// XenAPI calls at once per pool.
     pub calls_per_pool: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { installs_per_pool: 4, calls_per_pool: 8 }
+    }
 }
 
 /// Deadlines (design: Completion). Each counts from the PV or HVM start unless said otherwise.

@@ -138,6 +138,56 @@ pub enum Event {
     Unsettled(String),
 }
 
+impl Event {
+    /// Every label.
+    pub const LABELS: [&'static str; 19] = [
+        "admitted",
+        "intended",
+        "task-known",
+        "done",
+        "failed",
+        "parked",
+        "safe-again",
+        "gate-closed",
+        "seen-halted",
+        "sign",
+        "answer-fetched",
+        "report",
+        "booted",
+        "waiting",
+        "cancel",
+        "retry",
+        "resolve",
+        "settled",
+        "unsettled",
+    ];
+
+    /// Its name in counts and logs.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Admitted => "admitted",
+            Self::Intended(..) => "intended",
+            Self::TaskKnown(_) => "task-known",
+            Self::Done(_) => "done",
+            Self::Failed(..) => "failed",
+            Self::Parked(..) => "parked",
+            Self::SafeAgain => "safe-again",
+            Self::GateClosed => "gate-closed",
+            Self::SeenHalted => "seen-halted",
+            Self::Sign(_) => "sign",
+            Self::AnswerFetched => "answer-fetched",
+            Self::Report(_) => "report",
+            Self::Booted(_) => "booted",
+            Self::Waiting(_) => "waiting",
+            Self::Cancel => "cancel",
+            Self::Retry => "retry",
+            Self::Resolve(_) => "resolve",
+            Self::Settled => "settled",
+            Self::Unsettled(_) => "unsettled",
+        }
+    }
+}
+
 /// The job after an event. Equal to the job before when the event has no effect.
 pub fn step(job: &Job, event: &Event, now: Timestamp) -> Job {
     let mut next = job.clone();

@@ -8,3 +8,4 @@ pub mod faults;
 pub mod lab;
 pub mod pool;
 pub mod server;
+pub mod world;

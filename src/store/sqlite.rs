@@ -109,7 +109,7 @@ pub struct SqliteStore {
     path: PathBuf,
     writes: Option<mpsc::Sender<WriteRequest>>,
     reads: Option<mpsc::Sender<ReadRequest>>,
-    threads: Vec<JoinHandle<()>>,
+    threads: [Option<JoinHandle<()>>; 2],
     /// Released last: fields are dropped in order, and `drop` has joined the threads before.
     _lock: Flock<std::fs::File>,
 }
@@ -127,10 +127,9 @@ impl SqliteStore {
             let spawned = thread::Builder::new().name(name.to_owned()).spawn(work);
             spawned.map_err(|source| OpenError::Thread { path: path.clone(), source })
         };
-        let threads = vec![
-            spawn("store-write", Box::new(move || writer.run(write_queue)))?,
-            spawn("store-read", Box::new(move || reader.run(read_queue)))?,
-        ];
+        let reading = spawn("store-read", Box::new(move || reader.run(read_queue)))?;
+        let writing = spawn("store-write", Box::new(move || writer.run(write_queue)))?;
+        let threads = [Some(reading), Some(writing)];
         Ok(Self { path, writes: Some(writes), reads: Some(reads), threads, _lock: lock })
     }
 
@@ -153,13 +152,18 @@ type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 
 impl Drop for SqliteStore {
     fn drop(&mut self) {
-        self.writes = None;
+        let [reading, writing] = &mut self.threads;
+        // SQLite folds the WAL into the database when the last connection closes, and a reading one cannot.
         self.reads = None;
-        for thread in self.threads.drain(..) {
-            if thread.join().is_err() {
-                tracing::error!(file = %self.path.display(), "a thread of the database panicked");
-            }
-        }
+        join(reading.take(), &self.path);
+        self.writes = None;
+        join(writing.take(), &self.path);
+    }
+}
+
+fn join(thread: Option<JoinHandle<()>>, path: &Path) {
+    if thread.is_some_and(|thread| thread.join().is_err()) {
+        tracing::error!(file = %path.display(), "a thread of the database panicked");
     }
 }
 

@@ -6,8 +6,10 @@
 pub mod api;
 pub mod client;
 pub mod codec;
+mod endpoint;
 pub mod error;
 pub mod records;
+mod tls;
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 

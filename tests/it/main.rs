@@ -2,6 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::print_stdout)]
 
 mod common;
+mod config;
 mod lab;
+mod recovery;
 mod simpool;
 mod store;
+mod xen;

@@ -310,6 +310,7 @@ async fn commits_under_way_are_done_before_the_store_closes() {
         futures_util::future::try_join_all(commits).await.unwrap().into_iter().collect();
     assert_eq!(revisions, (1..=200).collect());
     drop(store);
+    assert!(!path.with_extension("db-wal").exists(), "the last connection folds it into the database");
     assert_eq!(SqliteStore::open(&path).unwrap().list("k").await.unwrap().len(), 200);
 }
 

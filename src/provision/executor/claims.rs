@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
+
 use super::calls::{make, task_state};
 use crate::{
     clock::{Clock, Timestamp},
@@ -47,11 +49,20 @@ pub async fn claims(api: &Api) -> Result<Vec<Claimed>, CallError> {
 /// How long one VM's restore may take in all.
 const DEADLINE: Duration = Duration::from_secs(300);
 
+/// How a restore waits: until a time.
+pub type Pause<'a> = &'a (dyn Fn(Timestamp) -> BoxFuture<'a, ()> + Send + Sync);
+
 /// Puts one VM back, from its claim. `stop`: a running flipped VM is shut down hard first.
 ///
 /// # Errors
 /// What stands in the way, in words.
-pub async fn restore(api: &Api, claimed: &Claimed, stop: bool, clock: &dyn Clock) -> Result<(), String> {
+pub async fn restore(
+    api: &Api,
+    claimed: &Claimed,
+    stop: bool,
+    clock: &dyn Clock,
+    pause: Pause<'_>,
+) -> Result<(), String> {
     let claim = claimed.claim.clone()?;
     let mut trail = Trail::default();
     let until = clock.now() + DEADLINE;
@@ -67,24 +78,25 @@ pub async fn restore(api: &Api, claimed: &Claimed, stop: bool, clock: &dyn Clock
                         if error.class() == crate::xen::Class::Permanent {
                             return Err(last);
                         }
-                        pause(clock.now() + Duration::from_secs(1), clock).await;
+                        pause(clock.now() + Duration::from_secs(1)).await;
                     }
                     trail.calls.push((clock.now(), call, result));
                 }
                 Plan::Park(_, detail, _) | Plan::Fail(_, detail) => return Err(detail),
-                Plan::Wait(at) => pause(at, clock).await,
+                Plan::Wait(at) => pause(at).await,
                 Plan::Done(_) | Plan::Arm | Plan::CloseGate | Plan::SeenHalted => return Ok(()),
             },
             Err(error) => {
                 last = error.to_string();
-                pause(clock.now() + Duration::from_secs(1), clock).await;
+                pause(clock.now() + Duration::from_secs(1)).await;
             }
         }
     }
     Err(format!("not done within {} s; last: {last}", DEADLINE.as_secs()))
 }
 
-async fn pause(until: Timestamp, clock: &dyn Clock) {
+/// Waits by the machine's own timer: what a [`Pause`] of the command line does.
+pub async fn sleep_until(until: Timestamp, clock: &dyn Clock) {
     tokio::time::sleep(until.since(clock.now()).max(Duration::from_millis(50))).await;
 }
 

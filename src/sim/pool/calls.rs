@@ -137,7 +137,11 @@ impl Pool {
         }
         let on_vm = self.existing(Class::Vm, params);
         if message == "get_possible_hosts" {
-            return Some(on_vm.map(|vm| Value::Array(self.possible_hosts(&vm).into_iter().map(Value::String).collect())));
+            return Some(
+                on_vm.map(|vm| {
+                    Value::Array(self.possible_hosts(&vm).into_iter().map(Value::String).collect())
+                }),
+            );
         }
         let done = match message {
             "set_domain_type" if self.release.has_domain_type() => on_vm.and_then(|vm| {

@@ -430,7 +430,11 @@ impl Pool {
 
     /// Hosts that could start the VM now, in the mode that its record has.
     pub(super) fn possible_hosts(&self, vm: &str) -> Vec<String> {
-        let boot = if self.db.text(Class::Vm, vm, "HVM_boot_policy").is_empty() { BootKind::Pv } else { BootKind::Hvm };
+        let boot = if self.db.text(Class::Vm, vm, "HVM_boot_policy").is_empty() {
+            BootKind::Pv
+        } else {
+            BootKind::Hvm
+        };
         self.choose_host(vm, boot).into_iter().collect()
     }
 

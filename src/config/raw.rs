@@ -1,0 +1,430 @@
+//! The file as written: every key that it may have, each with its place. Types are right here; whether the values
+//! make sense, alone and together, is `check`'s work. `config/bootflip.toml` documents the keys.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddrV4},
+    time::Duration,
+};
+
+use toml::de::DeValue;
+
+use super::{
+    Completion, EvidenceKind, ProfileKind,
+    problem::Spot,
+    read::{At, Read, Reader, Scalar, section},
+};
+use crate::machine::MacAddr;
+
+type Named<T> = BTreeMap<String, At<T>>;
+
+section! {
+    /// The whole file.
+    RawConfig {
+        server: RawServer,
+        pool: Named<RawPool>,
+        dhcp: Vec<At<RawDhcp>>,
+        tftp: RawTftp,
+        http: RawHttp,
+        admin: RawAdmin,
+        profile: Named<RawProfile>,
+        machine: Named<RawMachine>,
+        variables: Named<serde_json::Value>,
+        limits: RawLimits,
+        deadlines: RawDeadlines,
+        template_dir: String,
+    }
+}
+
+section! {
+    /// `[server]`.
+    RawServer {
+        name: String,
+        state_dir: String,
+    }
+}
+
+section! {
+    /// `[pool.NAME]`.
+    RawPool {
+        url: String,
+        user: String,
+        password_file: String,
+        /// Not allowed; known, so that the message says what to do.
+        password: Unread,
+        tls: RawTls,
+        plain_http: bool,
+        members: Vec<At<String>>,
+        allow: Vec<At<String>>,
+    }
+}
+
+section! {
+    /// `tls = { … }`.
+    RawTrust {
+        ca: String,
+        pins: Vec<At<Pin>>,
+    }
+}
+
+section! {
+    /// `[[dhcp]]`.
+    RawDhcp {
+        interface: String,
+        mode: RawMode,
+        address: Ipv4Addr,
+        server_port: u16,
+        client_port: u16,
+        proxy_port: u16,
+        server: RawLeases,
+    }
+}
+
+section! {
+    /// `[dhcp.server]`.
+    RawLeases {
+        range: Vec<At<Ipv4Addr>>,
+        netmask: Ipv4Addr,
+        router: Ipv4Addr,
+        dns: Vec<At<Ipv4Addr>>,
+        lease: Duration,
+        lease_to_strangers: bool,
+        reservations: Named<Ipv4Addr>,
+    }
+}
+
+section! {
+    /// `[tftp]`.
+    RawTftp {
+        listen: Vec<At<SocketAddrV4>>,
+        root: String,
+        loader: String,
+        device: String,
+    }
+}
+
+section! {
+    /// `[http]`.
+    RawHttp {
+        listen: SocketAddrV4,
+        public_url: String,
+        root: String,
+        device: String,
+    }
+}
+
+section! {
+    /// `[admin]`.
+    RawAdmin {
+        socket: String,
+    }
+}
+
+section! {
+    /// `[profile.NAME]`.
+    RawProfile {
+        kind: ProfileKind,
+        kernel: String,
+        initrd: OneOrMany,
+        args: String,
+        answer: String,
+        completion: Completion,
+        min_install: Duration,
+        evidence: EvidenceKind,
+        accept_weak: bool,
+        report_by_get: bool,
+        disk: String,
+        variables: Named<serde_json::Value>,
+    }
+}
+
+section! {
+    /// `[machine.NAME]`.
+    RawMachine {
+        mac: MacAddr,
+        disk: String,
+        profile: String,
+        variables: Named<serde_json::Value>,
+    }
+}
+
+section! {
+    /// `[limits]`.
+    RawLimits {
+        installs_per_pool: u32,
+        calls_per_pool: u32,
+    }
+}
+
+section! {
+    /// `[deadlines]`.
+    RawDeadlines {
+        dhcp: Duration,
+        kernel: Duration,
+        answer: Duration,
+        first_stage: Duration,
+        install: Duration,
+        halt_after_report: Duration,
+        report_after_halt: Duration,
+        pv_start: Duration,
+        evidence: Duration,
+        effect: Duration,
+        clean_shutdown: Duration,
+        poll: Duration,
+    }
+}
+
+/// A value that is not looked at.
+#[derive(Debug)]
+pub(super) struct Unread;
+
+impl Read for Unread {
+    fn read(_: &DeValue<'_>, _: &Spot, _: &mut Reader<'_>) -> Option<Self> {
+        Some(Self)
+    }
+}
+
+/// How a certificate is judged, as written.
+#[derive(Debug)]
+pub(super) enum RawTls {
+    Insecure,
+    Trust(RawTrust),
+}
+
+impl Read for RawTls {
+    fn read(value: &DeValue<'_>, spot: &Spot, reader: &mut Reader<'_>) -> Option<Self> {
+        if value.is_table() {
+            return RawTrust::read(value, spot, reader).map(Self::Trust);
+        }
+        let insecure = value.as_str() == Some("insecure");
+        if !insecure {
+            let remedy = "write { pins = [\"SHA-256\"] }, { ca = \"FILE\" } or \"insecure\"";
+            reader.notes.wrong(spot, "is not a way to judge a certificate", remedy);
+        }
+        insecure.then_some(Self::Insecure)
+    }
+}
+
+/// A string, or a list of strings.
+#[derive(Debug)]
+pub(super) struct OneOrMany(pub(super) Vec<At<String>>);
+
+impl Read for OneOrMany {
+    fn read(value: &DeValue<'_>, spot: &Spot, reader: &mut Reader<'_>) -> Option<Self> {
+        match value.as_str() {
+            Some(text) => Some(Self(vec![At { value: text.to_owned(), spot: spot.clone() }])),
+            None => Vec::read(value, spot, reader).map(Self),
+        }
+    }
+}
+
+/// `mode` of `[[dhcp]]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RawMode {
+    Off,
+    Proxy,
+    Server,
+}
+
+/// SHA-256 of a certificate.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pin(pub(super) [u8; 32]);
+
+impl Scalar for Pin {
+    const FORM: &str = "the SHA-256 of a certificate, 64 hex digits";
+    const EXAMPLE: &str = "`openssl x509 -noout -fingerprint -sha256` prints it";
+
+    fn scan(text: &str) -> Option<Self> {
+        let digits: Vec<u8> = text.bytes().filter(|byte| *byte != b':').collect();
+        let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+        let hex = digits.len() == 64 && digits.iter().all(u8::is_ascii_hexdigit);
+        let bytes: Vec<u8> = digits.chunks(2).map(byte).collect::<Option<_>>().filter(|_| hex)?;
+        bytes.try_into().map(Self).ok()
+    }
+}
+
+impl Scalar for String {
+    const FORM: &str = "text";
+    const EXAMPLE: &str = "\"…\"";
+
+    fn scan(text: &str) -> Option<Self> {
+        Some(text.to_owned())
+    }
+}
+
+impl Scalar for Ipv4Addr {
+    const FORM: &str = "an IPv4 address";
+    const EXAMPLE: &str = "\"10.0.0.2\"";
+
+    fn scan(text: &str) -> Option<Self> {
+        text.parse().ok()
+    }
+}
+
+impl Scalar for SocketAddrV4 {
+    const FORM: &str = "an IPv4 address with a port";
+    const EXAMPLE: &str = "\"ADDRESS:PORT\"";
+
+    fn scan(text: &str) -> Option<Self> {
+        text.parse().ok()
+    }
+}
+
+impl Scalar for MacAddr {
+    const FORM: &str = "a MAC address";
+    const EXAMPLE: &str = "\"02:16:3e:00:00:01\"";
+
+    fn scan(text: &str) -> Option<Self> {
+        text.parse().ok()
+    }
+}
+
+impl Scalar for Duration {
+    const FORM: &str = "a length of time";
+    const EXAMPLE: &str = "\"500ms\", \"90s\", \"5m\", \"2h\" or \"1h30m\"";
+
+    fn scan(text: &str) -> Option<Self> {
+        let mut rest = text;
+        let mut total = Self::ZERO;
+        while !rest.is_empty() {
+            let number = rest.split_at(rest.find(|c: char| !c.is_ascii_digit())?);
+            let unit =
+                number.1.split_at(number.1.find(|c: char| c.is_ascii_digit()).unwrap_or(number.1.len()));
+            let millis: u64 = match unit.0 {
+                "ms" => 1,
+                "s" => 1000,
+                "m" => 60_000,
+                "h" => 3_600_000,
+                "d" => 86_400_000,
+                _ => return None,
+            };
+            let part = number.0.parse::<u64>().ok()?.checked_mul(millis)?;
+            total = total.checked_add(Self::from_millis(part))?;
+            rest = unit.1;
+        }
+        (!text.is_empty()).then_some(total)
+    }
+}
+
+/// Enums, by their words.
+macro_rules! words {
+    ($type:ty, $form:literal, $example:literal, { $($word:literal => $value:path,)* }) => {
+        impl Scalar for $type {
+            const FORM: &str = $form;
+            const EXAMPLE: &str = $example;
+
+            fn scan(text: &str) -> Option<Self> {
+                match text {
+                    $($word => Some($value),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+words!(RawMode, "a DHCP mode", r#""off", "proxy" or "server""#, {
+    "off" => Self::Off,
+    "proxy" => Self::Proxy,
+    "server" => Self::Server,
+});
+
+words!(ProfileKind, "a kind of profile", r#""install" or "rescue""#, {
+    "install" => Self::Install,
+    "rescue" => Self::Rescue,
+});
+
+words!(Completion, "a way to know completion", r#""report", "halt" or "either""#, {
+    "report" => Self::Report,
+    "halt" => Self::Halt,
+    "either" => Self::Either,
+});
+
+words!(EvidenceKind, "a kind of evidence", r#""report", "lease", "agent" or "none""#, {
+    "report" => Self::Report,
+    "lease" => Self::Lease,
+    "agent" => Self::Agent,
+    "none" => Self::None,
+});
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECTIONS: [(&str, &[&str]); 13] = [
+        ("", RawConfig::KEYS),
+        ("[server]", RawServer::KEYS),
+        ("[pool.", RawPool::KEYS),
+        ("[[dhcp]]", RawDhcp::KEYS),
+        ("[dhcp.server]", RawLeases::KEYS),
+        ("[tftp]", RawTftp::KEYS),
+        ("[http]", RawHttp::KEYS),
+        ("[admin]", RawAdmin::KEYS),
+        ("[profile.", RawProfile::KEYS),
+        ("[machine.", RawMachine::KEYS),
+        ("[limits]", RawLimits::KEYS),
+        ("[deadlines]", RawDeadlines::KEYS),
+        ("tls", RawTrust::KEYS),
+    ];
+
+    /// `key = …`, also behind `# `, or a section of that name.
+    fn shows(text: &str, key: &str) -> bool {
+        let stated = |line: &str| {
+            let line = line.trim_start_matches("# ");
+            let section = line.starts_with('[') && line.split(['[', ']', '.']).any(|part| part == key);
+            section || line.starts_with(&format!("{key} = ")) || line.contains(&format!("{{ {key} = "))
+        };
+        text.lines().any(stated)
+    }
+
+    #[test]
+    fn the_example_and_the_whole_test_show_every_key() {
+        let example = include_str!("../../config/bootflip.toml");
+        let whole = include_str!("../../tests/data/whole.toml");
+        for (section, key) in
+            SECTIONS.iter().flat_map(|(section, keys)| keys.iter().map(move |key| (section, *key)))
+        {
+            // A password in the file is refused, so neither has one.
+            let refused = key == "password";
+            assert!(refused || shows(example, key), "{section} {key} is not in config/bootflip.toml");
+            assert!(refused || shows(whole, key), "{section} {key} is not in tests/data/whole.toml");
+        }
+    }
+
+    #[test]
+    fn lengths_of_time_are_numbers_with_units() {
+        for (text, millis) in [
+            ("500ms", Some(500)),
+            ("90s", Some(90_000)),
+            ("5m", Some(300_000)),
+            ("2h", Some(7_200_000)),
+            ("1d", Some(86_400_000)),
+            ("1h30m", Some(5_400_000)),
+            ("0s", Some(0)),
+            ("", None),
+            ("5", None),
+            ("m", None),
+            ("-5m", None),
+            ("5 m", None),
+            ("1.5h", None),
+            ("5min", None),
+            ("99999999999999999999d", None),
+            ("999999999999999999d", None),
+        ] {
+            assert_eq!(Duration::scan(text), millis.map(Duration::from_millis), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn pins_are_read_as_openssl_prints_them() {
+        let colons = ["AB"; 32].join(":");
+        for (text, good) in [
+            (colons.as_str(), true),
+            (&"0a".repeat(32), true),
+            (&"0a".repeat(31), false),
+            (&"é".repeat(32), false),
+        ] {
+            assert_eq!(Pin::scan(text).is_some(), good, "{text}");
+        }
+    }
+}

@@ -1,0 +1,476 @@
+//! World: the pool model, the executor and guests on one clock, without sockets: thousands of runs a second, the same
+//! for the same seed. The server may die at any await and is started again from what it had stored.
+
+pub mod cut;
+pub mod guest;
+pub mod rng;
+pub mod storm;
+pub mod verdict;
+mod wires;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::FutureExt;
+
+use self::{
+    cut::Cut,
+    guest::{Behaviour, DiskContent, Guest, Services},
+    storm::Storm,
+    verdict::Ledger,
+    wires::{Disk, Line, News, Shared, Wires},
+};
+use crate::{
+    boot::{Armed, Gate},
+    clock::{Clock as _, Timestamp},
+    config::{Deadlines, Profile},
+    provision::{
+        Event, Job, State,
+        executor::{Decisions, Executor, Parts, PoolAccess, Serving, Wake, claims},
+        job::{NewJob, Options},
+    },
+    secret::TokenKey,
+    sim::pool::{PersonAct, Pool, VmSpec, VmTruth},
+    store::memory::MemoryStore,
+    xen::api::Api,
+};
+
+/// One VM of a world, and the job on it.
+#[derive(Debug, Clone)]
+pub struct VmPlan {
+    /// The VM.
+    pub spec: VmSpec,
+    /// How its network boots behave, by attempt; the last one repeats.
+    pub behaviours: Vec<Behaviour>,
+    /// The job; `None`: a bystander.
+    pub job: Option<(Profile, Options)>,
+}
+
+/// A world to be made.
+#[derive(Debug)]
+pub struct Setup {
+    /// The pool.
+    pub pool: Pool,
+    /// Its VMs.
+    pub vms: Vec<VmPlan>,
+    /// `limits.installs_per_pool`.
+    pub installs: u32,
+    /// `pool.allow`.
+    pub allow: Vec<String>,
+    /// What decides.
+    pub decisions: Decisions,
+    /// A crash at one place.
+    pub cut: Option<Cut>,
+    /// Random misfortune.
+    pub storm: Option<Storm>,
+    /// How long the server is away after a crash.
+    pub downtime: Downtime,
+}
+
+/// How long the server is away after a crash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Downtime {
+    /// So long.
+    For(Duration),
+    /// Until every VM is Halted again (and at least a minute).
+    UntilHalted,
+}
+
+/// E0's stand-in: profiles named `broken…` cannot be served.
+#[derive(Debug)]
+struct Served;
+
+impl Serving for Served {
+    fn problem(&self, armed: &Armed) -> Option<String> {
+        armed.profile.starts_with("broken").then(|| format!("{}: no such file", armed.files.kernel))
+    }
+}
+
+struct Server {
+    executor: Arc<Executor>,
+    gate: Gate,
+    news: News,
+    wakes: BTreeMap<String, Wake>,
+}
+
+/// A world.
+pub struct World {
+    wires: Wires,
+    disk: Arc<Disk>,
+    server: Option<Server>,
+    setup: Rest,
+    guests: Vec<Guest>,
+    contents: HashMap<String, DiskContent>,
+    attempts: HashMap<String, usize>,
+    behaviours: HashMap<String, Vec<Behaviour>>,
+    back_at: Option<Timestamp>,
+    /// How often the server died.
+    pub crashes: u32,
+}
+
+struct Rest {
+    installs: u32,
+    allow: Vec<String>,
+    decisions: Decisions,
+    downtime: Downtime,
+}
+
+/// The world's first instant: 2026-01-01.
+pub const BEGINNING: Timestamp = Timestamp::from_millis(1_767_225_600_000);
+
+const POOL: &str = "sim";
+
+impl World {
+    /// A world with its jobs queued.
+    pub fn new(setup: Setup) -> Self {
+        let mut ledger = Ledger::default();
+        let mut pool = setup.pool;
+        let mut jobs = Vec::new();
+        let mut behaviours = HashMap::new();
+        for (n, vm) in setup.vms.into_iter().enumerate() {
+            let name = vm.spec.name.clone();
+            let uuid = pool.add_vm(vm.spec);
+            if let Some(truth) = pool.truth(&uuid) {
+                ledger.original(truth);
+            }
+            behaviours.insert(uuid.clone(), vm.behaviours);
+            if let Some((profile, options)) = vm.job {
+                jobs.push(NewJob {
+                    id: format!("job-{n}"),
+                    pool: POOL.into(),
+                    vm_uuid: uuid,
+                    vm_name: name,
+                    profile,
+                    variables: BTreeMap::new(),
+                    deadlines: Deadlines::default(),
+                    options,
+                    asked_by: "world".into(),
+                });
+            }
+        }
+        let shared = Shared {
+            now: BEGINNING,
+            pool,
+            life: 0,
+            died: false,
+            dies_next: false,
+            cut: setup.cut,
+            storm: setup.storm,
+            ledger,
+            gate: Gate::default(),
+        };
+        let wires = Wires::new(shared);
+        let disk = Arc::new(Disk { wires: wires.clone(), inner: MemoryStore::new() });
+        let rest = Rest {
+            installs: setup.installs,
+            allow: setup.allow,
+            decisions: setup.decisions,
+            downtime: setup.downtime,
+        };
+        let mut world = Self {
+            wires,
+            disk,
+            server: None,
+            setup: rest,
+            guests: Vec::new(),
+            contents: HashMap::new(),
+            attempts: HashMap::new(),
+            behaviours,
+            back_at: None,
+            crashes: 0,
+        };
+        // Jobs are made in fair weather: nothing was promised before they are stored.
+        let (cut, storm) = {
+            let mut shared = world.wires.lock();
+            (shared.cut.take(), shared.storm.take())
+        };
+        world.boot_server();
+        if let Some(server) = &world.server {
+            for job in jobs {
+                let _ = server.executor.create(job).now_or_never();
+            }
+        }
+        let mut shared = world.wires.lock();
+        (shared.cut, shared.storm) = (cut, storm);
+        drop(shared);
+        world
+    }
+
+    /// Starts the server from what it had stored; its jobs go on at the next [`Self::run`].
+    pub fn boot_server(&mut self) {
+        let gate = Gate::default();
+        let life = {
+            let mut shared = self.wires.lock();
+            shared.life += 1;
+            shared.died = false;
+            shared.dies_next = false;
+            shared.gate = gate.clone();
+            shared.life
+        };
+        let news = News::default();
+        let line = Line { wires: self.wires.clone(), life };
+        let access = PoolAccess {
+            api: Api::new(Arc::new(line)),
+            allow: self.setup.allow.clone(),
+            installs: self.setup.installs,
+        };
+        let nonces = std::sync::atomic::AtomicU32::new(0);
+        let executor = Executor::new(Parts {
+            owner: "world".into(),
+            store: self.disk.clone(),
+            pools: [(POOL.to_owned(), access)].into(),
+            gate: gate.clone(),
+            clock: Arc::new(self.wires.clone()),
+            key: TokenKey::new([7; 32]),
+            serving: Arc::new(Served),
+            wakers: Arc::new(news.clone()),
+            nonce: Box::new(move || {
+                let n = nonces.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                format!("{life:016x}{n:016x}")
+            }),
+            decisions: self.setup.decisions,
+        });
+        let wanted = executor.recover().now_or_never().and_then(Result::ok).unwrap_or_default();
+        let now = self.now();
+        let wakes = wanted.into_iter().map(|id| (id, Wake::At(now))).collect();
+        self.server = Some(Server { executor: Arc::new(executor), gate, news, wakes });
+        self.back_at = None;
+    }
+
+    /// The time.
+    pub fn now(&self) -> Timestamp {
+        self.wires.now()
+    }
+
+    /// Runs until nothing is left to happen, or for this long.
+    pub fn run(&mut self, span: Duration) {
+        let until = self.now() + span;
+        while self.now() < until {
+            self.happen();
+            let Some(next) = self.next_time() else { return };
+            let mut shared = self.wires.lock();
+            let next = next.max(shared.now + Duration::from_millis(1)).min(until);
+            shared.now = next;
+            shared.pool.advance(next);
+        }
+    }
+
+    /// Everything that is due now.
+    fn happen(&mut self) {
+        self.start_guests();
+        let now = self.now();
+        for at in 0..self.guests.len() {
+            self.guest_acts(at, now);
+        }
+        self.guests.retain(|guest| !guest.idle);
+        self.start_server(now);
+        self.tick_jobs(now);
+        self.start_guests();
+        let mut shared = self.wires.lock();
+        let shared = &mut *shared;
+        shared.ledger.check_flipped(&shared.pool);
+    }
+
+    fn start_guests(&mut self) {
+        let (now, starts) = {
+            let mut shared = self.wires.lock();
+            (shared.now, shared.pool.take_starts())
+        };
+        for start in starts {
+            let hvm = matches!(start.mode, crate::sim::pool::BootMode::Hvm { .. });
+            let seen = self.attempts.entry(start.vm_uuid.clone()).or_default();
+            let behaviours = self.behaviours.get(&start.vm_uuid);
+            let behaviour = behaviours.and_then(|all| all.get(*seen).or_else(|| all.last()));
+            if hvm {
+                *seen += 1;
+            }
+            self.guests.retain(|guest| guest.vm_uuid != start.vm_uuid);
+            let disk = self.contents.entry(start.vm_uuid.clone()).or_default();
+            self.guests.push(Guest::new(
+                &start,
+                behaviour.copied().unwrap_or(Behaviour::NeverBoots),
+                disk,
+                now,
+            ));
+        }
+    }
+
+    fn guest_acts(&mut self, at: usize, now: Timestamp) {
+        let Some(guest) = self.guests.get_mut(at) else { return };
+        if guest.next > now || guest.idle {
+            return;
+        }
+        let services =
+            self.server.as_ref().map(|server| Services { gate: &server.gate, sink: &*server.executor });
+        let disk = self.contents.entry(guest.vm_uuid.clone()).or_default();
+        let wires = self.wires.clone();
+        let lived = guest.act(now, services, |change| change(&mut wires.lock().pool), disk).is_some();
+        self.wires.lock().ledger.counts.happenings += 1;
+        if !lived {
+            self.die();
+        }
+    }
+
+    fn die(&mut self) {
+        self.server = None;
+        self.crashes += 1;
+        let pause = match self.setup.downtime {
+            Downtime::For(span) => span,
+            Downtime::UntilHalted => Duration::from_secs(60),
+        };
+        self.back_at = Some(self.now() + pause);
+    }
+
+    fn start_server(&mut self, now: Timestamp) {
+        if self.back_at.is_none_or(|at| now < at) {
+            return;
+        }
+        let all_halted = self.truths().iter().all(|truth| truth.power_state == "Halted");
+        if self.setup.downtime == Downtime::UntilHalted && !all_halted {
+            self.back_at = Some(now + Duration::from_secs(5));
+            return;
+        }
+        self.boot_server();
+    }
+
+    fn tick_jobs(&mut self, now: Timestamp) {
+        loop {
+            let Some(server) = &mut self.server else { return };
+            for id in server.news.take() {
+                server.wakes.insert(id, Wake::At(now));
+            }
+            let due = server.wakes.iter().find(|(_, wake)| matches!(wake, Wake::At(at) if *at <= now));
+            let Some(id) = due.map(|(id, _)| id.clone()) else { return };
+            let executor = Arc::clone(&server.executor);
+            match executor.tick(&id).now_or_never() {
+                Some(Wake::Ended) => {
+                    server.wakes.remove(&id);
+                }
+                Some(wake) => {
+                    server.wakes.insert(id, wake);
+                }
+                None => self.die(),
+            }
+        }
+    }
+
+    fn next_time(&self) -> Option<Timestamp> {
+        let shared = self.wires.lock();
+        let pool = shared.pool.next_due();
+        drop(shared);
+        let guests = self.guests.iter().map(|guest| guest.next).min();
+        let jobs = self.server.as_ref().and_then(|server| {
+            let times = server.wakes.values().filter_map(|wake| match wake {
+                Wake::At(at) => Some(*at),
+                Wake::OnNews | Wake::Ended => None,
+            });
+            times.min()
+        });
+        [pool, guests, jobs, self.back_at].into_iter().flatten().min()
+    }
+
+    /// The VMs as they are.
+    pub fn truths(&self) -> Vec<VmTruth> {
+        let shared = self.wires.lock();
+        shared.pool.uuids().iter().filter_map(|uuid| shared.pool.truth(uuid)).collect()
+    }
+
+    /// The jobs as last stored, by id.
+    pub fn jobs(&self) -> Vec<Job> {
+        let shared = self.wires.lock();
+        let mut jobs: Vec<Job> = shared.ledger.jobs().cloned().collect();
+        jobs.sort_by(|a, b| a.id.cmp(&b.id));
+        jobs
+    }
+
+    /// An operator acts on a job, if the server is up. False: it is not, or the act has no effect.
+    pub fn operate(&mut self, job: &str, event: Event) -> bool {
+        let Some(server) = &self.server else { return false };
+        match Arc::clone(&server.executor).operate(job, event).now_or_never() {
+            Some(done) => done.is_ok(),
+            None => {
+                self.die();
+                false
+            }
+        }
+    }
+
+    /// A person acts on a VM.
+    pub fn person(&mut self, vm: &str, act: &PersonAct) -> bool {
+        let mut shared = self.wires.lock();
+        let shared = &mut *shared;
+        let before = shared.pool.truth(vm);
+        let done = shared.pool.person(shared.now, vm, act).is_ok();
+        if let (Some(before), Some(after)) = (before, shared.pool.truth(vm)) {
+            let theirs = shared.ledger.person_starts.entry(vm.to_owned()).or_default();
+            theirs.0 += after.hvm_starts - before.hvm_starts;
+            theirs.1 += after.pv_starts - before.pv_starts;
+        }
+        if done {
+            shared.ledger.person(vm, act, &shared.pool);
+        }
+        done
+    }
+
+    /// Something is told or changed behind the scenes.
+    pub fn with<T>(
+        &self,
+        change: impl FnOnce(&mut Pool, &mut Ledger, &mut Option<Storm>, &mut Option<Cut>) -> T,
+    ) -> T {
+        let mut shared = self.wires.lock();
+        let shared = &mut *shared;
+        change(&mut shared.pool, &mut shared.ledger, &mut shared.storm, &mut shared.cut)
+    }
+
+    /// The database is gone, and the server with it: every VM is put back from the claims in the pool alone.
+    /// Returns what stood in the way, by VM.
+    pub fn restore_from_claims(&mut self, stop: bool) -> Vec<(String, String)> {
+        self.server = None;
+        self.back_at = None;
+        let life = {
+            let mut shared = self.wires.lock();
+            shared.life += 1;
+            (shared.died, shared.dies_next, shared.cut, shared.storm) = (false, false, None, None);
+            shared.ledger.claims_only = true;
+            shared.life
+        };
+        let api = Api::new(Arc::new(Line { wires: self.wires.clone(), life }));
+        let wires = self.wires.clone();
+        let pause = |until: Timestamp| -> futures_util::future::BoxFuture<'_, ()> {
+            let mut shared = wires.lock();
+            shared.now = until.max(shared.now + Duration::from_millis(100));
+            let now = shared.now;
+            shared.pool.advance(now);
+            Box::pin(std::future::ready(()))
+        };
+        let found = claims::claims(&api).now_or_never().and_then(Result::ok).unwrap_or_default();
+        let restored = found.iter().filter_map(|claimed| {
+            let done = claims::restore(&api, claimed, stop, &self.wires, &pause).now_or_never();
+            let failed = done.unwrap_or_else(|| Err("it never returned".into())).err()?;
+            Some((claimed.vm.name_label.clone(), failed))
+        });
+        restored.collect()
+    }
+
+    /// All jobs have ended.
+    pub fn all_ended(&self) -> bool {
+        self.jobs().iter().all(|job| job.state.is_terminal())
+    }
+
+    /// Some job waits for a person.
+    pub fn parked(&self) -> Vec<String> {
+        self.jobs().into_iter().filter(|job| job.state == State::NeedsOperator).map(|job| job.id).collect()
+    }
+}
+
+impl std::fmt::Debug for World {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("World")
+            .field("now", &self.now())
+            .field("crashes", &self.crashes)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,387 @@
+//! What World watches: the invariants of the fault catalogue (I1..I10, I14), on the pool's own state and on the calls
+//! that reach it, by code that shares nothing with `step`. A violation has the invariant's name.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use crate::{
+    boot::{Answer, Ask, Gate},
+    clock::Timestamp,
+    provision::{
+        Effect, Job, Reason, State,
+        claim::{CLAIM_KEY, Claim},
+        job::{Evidence, GateState, Resolution},
+        settings::Field,
+    },
+    secret::TokenHash,
+    sim::pool::{PersonAct, Pool, VmTruth},
+    xen::{Method, Value},
+};
+
+/// How often things happened.
+#[derive(Debug, Clone, Default)]
+pub struct Counts {
+    /// States entered.
+    pub states: BTreeMap<State, u64>,
+    /// Reasons of ends and of waits for a person.
+    pub reasons: BTreeMap<Reason, u64>,
+    /// Misfortunes.
+    pub faults: BTreeMap<&'static str, u64>,
+    /// Commits of jobs, guests' steps and calls.
+    pub happenings: u64,
+}
+
+impl Counts {
+    /// Adds another's.
+    pub fn add(&mut self, other: &Self) {
+        for (state, n) in &other.states {
+            *self.states.entry(*state).or_default() += n;
+        }
+        for (reason, n) in &other.reasons {
+            *self.reasons.entry(*reason).or_default() += n;
+        }
+        for (fault, n) in &other.faults {
+            *self.faults.entry(fault).or_default() += n;
+        }
+        self.happenings += other.happenings;
+    }
+}
+
+/// The watcher's notes.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    /// What was found: (invariant, what).
+    pub violations: Vec<(&'static str, String)>,
+    /// How often things happened.
+    pub counts: Counts,
+    jobs: HashMap<String, Job>,
+    originals: HashMap<String, VmTruth>,
+    tokens: HashMap<TokenHash, (String, usize)>,
+    start_intents: HashMap<String, u32>,
+    /// VMs of which a person touched settings, claim or life.
+    pub tainted: HashSet<String>,
+    person_domains: HashSet<(String, u32)>,
+    person_values: HashMap<(String, &'static str), String>,
+    /// No server and no job: what calls now restores from claims alone.
+    pub claims_only: bool,
+    /// HVM and PV starts that a person made.
+    pub person_starts: HashMap<String, (u32, u32)>,
+}
+
+impl Ledger {
+    /// Notes a violation.
+    pub fn violation(&mut self, invariant: &'static str, what: impl Into<String>) {
+        if self.violations.len() < 20 {
+            self.violations.push((invariant, what.into()));
+        }
+    }
+
+    /// Notes a misfortune.
+    pub fn count_fault(&mut self, kind: &'static str) {
+        *self.counts.faults.entry(kind).or_default() += 1;
+    }
+
+    /// Remembers a VM as it was.
+    pub fn original(&mut self, truth: VmTruth) {
+        self.originals.insert(truth.uuid.clone(), truth);
+    }
+
+    /// A job as last stored.
+    pub fn job(&self, id: &str) -> Option<&Job> {
+        self.jobs.get(id)
+    }
+
+    /// The job, when there is just one.
+    pub fn only_job(&self) -> Option<&Job> {
+        self.jobs.values().next().filter(|_| self.jobs.len() == 1)
+    }
+
+    /// All jobs as last stored.
+    pub fn jobs(&self) -> impl Iterator<Item = &Job> {
+        self.jobs.values()
+    }
+
+    fn live_job(&self, vm: &str) -> Option<&Job> {
+        self.jobs
+            .values()
+            .filter(|job| job.vm_uuid == vm)
+            .max_by_key(|job| (!job.state.is_terminal(), job.created))
+    }
+
+    /// A person did this.
+    pub fn person(&mut self, vm: &str, act: &PersonAct, pool: &Pool) {
+        let domain = pool.truth(vm).and_then(|truth| truth.domain).map(|domain| domain.domid);
+        match act {
+            PersonAct::Start | PersonAct::HardReboot | PersonAct::CleanReboot => {
+                self.person_domains.extend(domain.map(|domid| (vm.to_owned(), domid)));
+            }
+            PersonAct::SetBootParams(params) => {
+                let order = params.get("order").cloned().unwrap_or_default();
+                self.person_values.insert((vm.to_owned(), "order"), order);
+                self.tainted.insert(vm.to_owned());
+            }
+            PersonAct::SetPolicy(_)
+            | PersonAct::SetDomainType(_)
+            | PersonAct::RemoveOtherConfig { .. }
+            | PersonAct::Destroy => {
+                self.tainted.insert(vm.to_owned());
+            }
+            _ => {}
+        }
+    }
+
+    /// Watches a call before it is done.
+    pub fn before_call(&mut self, pool: &Pool, gate: &Gate, method: Method, params: &[Value]) {
+        self.counts.happenings += 1;
+        if !method.changes_the_pool() || method == Method::PoolSyncDatabase {
+            return;
+        }
+        let Some(truth) = pool.vm_of(params).and_then(|(uuid, _)| pool.truth(&uuid)) else { return };
+        if self.claims_only {
+            if sets_boot(method) && truth.power_state != "Halted" {
+                self.violation("I14", format!("{} while the VM is {}", method.name(), truth.power_state));
+            }
+            return;
+        }
+        let Some(job) = self.live_job(&truth.uuid).cloned() else {
+            return self.violation("I2", format!("{} without a job", method.name()));
+        };
+        let key = params.get(1).and_then(Value::as_str).unwrap_or_default();
+        if !intent_fits(&job, method) {
+            let at = job.intent.map(|intent| intent.effect);
+            self.violation("I8", format!("{} with the intent {at:?} stored ({})", method.name(), job.state));
+        }
+        let found = truth.claim.as_deref().and_then(|text| serde_json::from_str::<Claim>(text).ok());
+        let ours = found.as_ref().is_some_and(|claim| Some(claim.nonce.as_str()) == job.nonce());
+        let waived = job.resolution == Some(Resolution::Restore);
+        match method {
+            Method::VmAddToOtherConfig if key == CLAIM_KEY => {}
+            Method::VmRemoveFromOtherConfig if key == CLAIM_KEY && !ours => {
+                self.violation("I2", "a claim that is not ours is removed");
+            }
+            _ if !ours && !waived => {
+                self.violation("I2", format!("{} without our claim in the VM", method.name()))
+            }
+            _ => {}
+        }
+        if matches!(method, Method::VmHardShutdown | Method::VmCleanShutdown)
+            && let Some(domain) = &truth.domain
+            && self.person_domains.contains(&(truth.uuid.clone(), domain.domid))
+        {
+            self.violation("I6", "a domain that a person started is shut down");
+        }
+        if sets_boot(method) {
+            self.before_setting(&truth, &job, found.as_ref(), gate, method, params);
+        }
+    }
+
+    fn before_setting(
+        &mut self,
+        truth: &VmTruth,
+        job: &Job,
+        claim: Option<&Claim>,
+        gate: &Gate,
+        method: Method,
+        params: &[Value],
+    ) {
+        if truth.power_state != "Halted" {
+            self.violation("I14", format!("{} while the VM is {}", method.name(), truth.power_state));
+        }
+        let on_the_way_back = matches!(job.state, State::Restoring | State::Undoing);
+        if on_the_way_back
+            && let Some(mac) = job.mac
+            && matches!(gate.answer(Ask::Netboot { mac }), Answer::Boot(_))
+        {
+            self.violation("I13", "settings are put back while the gate is open");
+        }
+        let forced = job.resolution == Some(Resolution::Restore);
+        if method == Method::VmSetHvmBootParams && !forced {
+            let now = truth.hvm_boot_params.get("order").cloned();
+            let by_person = self.person_values.get(&(truth.uuid.clone(), "order"));
+            let order = Field::BootParam("order".into());
+            let known = claim.and_then(|claim| claim.touched.get(&order));
+            let theirs = by_person.is_some() && by_person == now.as_ref();
+            let mine = known.is_some_and(|entry| entry.saved == now || entry.written == now);
+            let kept =
+                params.get(1).and_then(|map| map.get("order")).and_then(Value::as_str) == now.as_deref();
+            if theirs && !mine && !kept {
+                self.violation("I14", "a person's boot order is overwritten");
+            }
+        }
+    }
+
+    /// Watches a call after it was done.
+    pub fn after_call(&mut self, pool: &Pool, method: Method, params: &[Value], done: bool) {
+        let key = params.get(1).and_then(Value::as_str).unwrap_or_default();
+        if !done || method != Method::VmAddToOtherConfig || key != CLAIM_KEY {
+            return;
+        }
+        let Some(truth) = pool.vm_of(params).and_then(|(uuid, _)| pool.truth(&uuid)) else { return };
+        let Some(claim) = truth.claim.as_deref().and_then(|text| serde_json::from_str::<Claim>(text).ok())
+        else {
+            return self.violation("I3", "the claim cannot be read back");
+        };
+        let saved = |field: Field| claim.touched.get(&field).and_then(|entry| entry.saved.clone());
+        let [_, reboot, crash] = &truth.actions_after;
+        let told = [
+            (saved(Field::BootParam("order".into())), truth.hvm_boot_params.get("order").cloned()),
+            (saved(Field::ActionsAfterReboot), Some(reboot.clone())),
+            (saved(Field::ActionsAfterCrash), Some(crash.clone())),
+            (saved(Field::DomainType), truth.domain_type.clone()),
+        ];
+        if told.iter().any(|(claim, truth)| claim != truth) && !self.tainted.contains(&truth.uuid) {
+            self.violation("I3", format!("the claim does not tell the way back: {told:?}"));
+        }
+    }
+
+    /// Watches a job being stored.
+    pub fn stored(&mut self, pool: &Pool, job: Job, _now: Timestamp) {
+        self.counts.happenings += 1;
+        let before = self.jobs.get(&job.id).cloned();
+        let was = before.as_ref().map(|before| before.state);
+        if was != Some(job.state) {
+            *self.counts.states.entry(job.state).or_default() += 1;
+            if let Some(reason) =
+                job.reason.filter(|_| job.state.is_terminal() || job.state == State::NeedsOperator)
+            {
+                *self.counts.reasons.entry(reason).or_default() += 1;
+            }
+        }
+        let came_back = match was {
+            Some(State::Succeeded | State::Failed | State::Cancelled) => {
+                !job.state.is_terminal() && !matches!(job.state, State::Queued | State::Undoing)
+            }
+            Some(State::Undoing | State::NeedsOperator) => {
+                !job.state.is_terminal() && !matches!(job.state, State::Undoing | State::NeedsOperator)
+            }
+            Some(_) | None => false,
+        };
+        if came_back {
+            self.violation("I5", format!("from {was:?} to {} by an outside event", job.state));
+        }
+        let intended = |job: &Job| job.intent.is_some_and(|intent| intent.effect == Effect::Start);
+        if intended(&job) && !before.as_ref().is_some_and(intended) {
+            *self.start_intents.entry(job.vm_uuid.clone()).or_default() += 1;
+        }
+        let round = job.history.iter().filter(|mark| mark.state == State::Queued).count();
+        if let Some(tokens) = &job.tokens {
+            for hash in [tokens.render, tokens.report, tokens.booted] {
+                let of = (job.id.clone(), round);
+                if self.tokens.insert(hash, of.clone()).is_some_and(|earlier| earlier != of) {
+                    self.violation("I5", "an attempt has an earlier attempt's token");
+                }
+            }
+        }
+        if job.state == State::Succeeded && was != Some(State::Succeeded) {
+            self.succeeded(pool, &job);
+        }
+        self.jobs.insert(job.id.clone(), job);
+    }
+
+    fn succeeded(&mut self, pool: &Pool, job: &Job) {
+        if job.evidence == Evidence::None && was_install(job) {
+            self.violation("I7", "Succeeded without evidence");
+        }
+        if job.gate != GateState::Closed {
+            self.violation("I13", "Succeeded with the gate open");
+        }
+        if let Some(truth) = pool.truth(&job.vm_uuid) {
+            self.restored("I7", &truth);
+        }
+    }
+
+    /// The VM is as it was, and unclaimed.
+    pub fn restored(&mut self, invariant: &'static str, truth: &VmTruth) {
+        if self.tainted.contains(&truth.uuid) {
+            return;
+        }
+        let Some(original) = self.originals.get(&truth.uuid).cloned() else { return };
+        if truth.claim.is_some() {
+            self.violation(invariant, "the claim is still there");
+        }
+        let now = boot_settings(truth);
+        let then = boot_settings(&original);
+        if now != then {
+            self.violation(invariant, format!("not restored: {now:?}, was {then:?}"));
+        }
+    }
+
+    /// I1, at any time: what is flipped is claimed.
+    pub fn check_flipped(&mut self, pool: &Pool) {
+        for uuid in pool.uuids() {
+            let Some(truth) = pool.truth(&uuid) else { continue };
+            let flipped = truth.hvm_boot_params.get("order").is_some_and(|order| order == "n");
+            let abandoned = self.live_job(&uuid).is_some_and(|job| job.reason == Some(Reason::Abandoned));
+            if flipped && truth.claim.is_none() && !self.tainted.contains(&uuid) && !abandoned {
+                self.violation("I1", "network boot without a claim");
+            }
+        }
+    }
+
+    /// I1, I4 and I10, when all is quiet.
+    pub fn check_end(&mut self, pool: &Pool) {
+        let jobs: Vec<Job> = self.jobs.values().cloned().collect();
+        for job in &jobs {
+            if !job.state.is_terminal() && job.state != State::NeedsOperator {
+                self.violation("I10", format!("{} is still {} ({:?})", job.vm_name, job.state, job.cursor));
+            }
+            let Some(truth) = pool.truth(&job.vm_uuid) else { continue };
+            let given_up =
+                matches!(job.reason, Some(Reason::Abandoned | Reason::Accepted | Reason::ClaimedByOther));
+            if job.state.is_terminal() && !given_up {
+                self.restored("I1", &truth);
+            }
+            let intents = self.start_intents.get(&job.vm_uuid).copied().unwrap_or_default();
+            let by_person = self.person_starts.get(&job.vm_uuid).copied().unwrap_or_default();
+            if truth.hvm_starts.saturating_sub(by_person.0) > intents {
+                let (started, theirs) = (truth.hvm_starts, by_person.0);
+                self.violation(
+                    "I4",
+                    format!("{started} HVM starts ({theirs} by people), {intents} were intended"),
+                );
+            }
+        }
+    }
+}
+
+fn was_install(job: &Job) -> bool {
+    job.profile.kind == crate::config::ProfileKind::Install
+}
+
+type BootSettings = (Option<String>, String, BTreeMap<String, String>, [String; 3], BTreeMap<String, String>);
+
+fn boot_settings(truth: &VmTruth) -> BootSettings {
+    (
+        truth.domain_type.clone(),
+        truth.hvm_boot_policy.clone(),
+        truth.hvm_boot_params.clone(),
+        truth.actions_after.clone(),
+        truth.platform.clone(),
+    )
+}
+
+fn sets_boot(method: Method) -> bool {
+    matches!(
+        method,
+        Method::VmSetDomainType
+            | Method::VmSetHvmBootPolicy
+            | Method::VmSetHvmBootParams
+            | Method::VmSetActionsAfterCrash
+            | Method::VmSetActionsAfterReboot
+            | Method::VmSetActionsAfterShutdown
+            | Method::VmAddToPlatform
+            | Method::VmRemoveFromPlatform
+            | Method::VmSetPvBootloader
+    )
+}
+
+fn intent_fits(job: &Job, method: Method) -> bool {
+    let Some(effect) = job.intent.map(|intent| intent.effect) else { return false };
+    match method {
+        Method::VmAddToOtherConfig => matches!(effect, Effect::Claim | Effect::Release),
+        Method::VmRemoveFromOtherConfig => effect == Effect::Release,
+        Method::VmStart => matches!(effect, Effect::Start | Effect::StartPv),
+        Method::VmUnpause => effect == Effect::StartPv,
+        Method::VmHardShutdown | Method::VmCleanShutdown => matches!(effect, Effect::Stop | Effect::Disarm),
+        _ => matches!(effect, Effect::Actions | Effect::Order | Effect::Flip | Effect::Restore),
+    }
+}
