@@ -5,10 +5,14 @@
 //! for a pool. `render` makes the files, `sink` is how the shells tell what they saw.
 
 pub mod render;
+pub mod root;
 pub mod sink;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    net::IpAddr,
     sync::{Arc, RwLock},
 };
 
@@ -107,12 +111,15 @@ pub enum Answer {
 pub struct BootTable {
     machines: HashMap<MacAddr, Machine>,
     renders: HashMap<TokenHash, MacAddr>,
+    /// The last address of each known machine, and back: TFTP knows only addresses.
+    addresses: HashMap<MacAddr, IpAddr>,
+    peers: HashMap<IpAddr, MacAddr>,
 }
 
 impl BootTable {
     /// Adds a machine, or replaces what was known of it. `armed: None` closes its gate.
     pub fn publish(&mut self, machine: Machine) {
-        self.forget(machine.mac);
+        self.close(machine.mac);
         if let Some(armed) = &machine.armed {
             self.renders.insert(armed.render.hash(), machine.mac);
         }
@@ -121,6 +128,26 @@ impl BootTable {
 
     /// Removes a machine: it is a stranger from now on.
     pub fn forget(&mut self, mac: MacAddr) {
+        self.close(mac);
+        if let Some(address) = self.addresses.remove(&mac) {
+            self.peers.remove(&address);
+        }
+    }
+
+    /// Notes the address of a known machine; what it had before is no longer its own.
+    pub fn met(&mut self, mac: MacAddr, address: IpAddr) {
+        if !self.machines.contains_key(&mac) {
+            return;
+        }
+        if let Some(previous) = self.addresses.insert(mac, address) {
+            self.peers.remove(&previous);
+        }
+        if let Some(other) = self.peers.insert(address, mac).filter(|other| *other != mac) {
+            self.addresses.remove(&other);
+        }
+    }
+
+    fn close(&mut self, mac: MacAddr) {
         if let Some(armed) = self.machines.remove(&mac).and_then(|machine| machine.armed) {
             self.renders.remove(&armed.render.hash());
         }
@@ -176,6 +203,19 @@ impl Gate {
     /// Whether a MAC is known.
     pub fn knows(&self, mac: MacAddr) -> bool {
         self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner).machine(mac).is_some()
+    }
+
+    /// Notes the address of a known machine. For reading signs only: an address opens nothing.
+    pub fn met(&self, mac: MacAddr, address: IpAddr) {
+        if self.who(address) != Some(mac) {
+            self.update(|table| table.met(mac, address));
+        }
+    }
+
+    /// The known machine that last had this address.
+    pub fn who(&self, address: IpAddr) -> Option<MacAddr> {
+        let table = self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        table.peers.get(&address).copied()
     }
 
     /// Changes the table.

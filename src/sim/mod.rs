@@ -1,10 +1,12 @@
-//! The simulator: one pool model with XenAPI semantics, and the bodies that serve it.
+//! The simulator: one pool model with XenAPI semantics, the bodies that serve it, and the guests that come up in it.
 //!
-//! [`pool`] and [`faults`] are pure: seeded, no sockets, time is an argument. World (tests) drives them directly;
-//! [`server`] puts the same pool behind real XML-RPC over HTTP.
-//! Verdicts on a run are read from the pool's records and call log, never from the program under test.
+//! [`pool`], [`faults`] and the cores of [`guest`] are pure: seeded, no sockets, time is an argument. World (tests)
+//! drives them directly. Verdicts on a run are read from the pool's records and call log, never from the program
+//! under test.
 
+pub mod demo;
 pub mod faults;
+pub mod guest;
 pub mod lab;
 pub mod pool;
 pub mod server;

@@ -1,0 +1,297 @@
+//! What machines are served, as text.
+
+use std::{collections::BTreeMap, process::Command};
+
+use serde_json::json;
+
+use super::*;
+use crate::{
+    boot::ArmPhase,
+    secret::{TokenKey, TokenUse},
+};
+
+const MAC: MacAddr = MacAddr::new([2, 0x16, 0x3e, 0, 0, 0x0a]);
+
+fn armed(args: &str, answer: Option<&str>) -> Armed {
+    let key = TokenKey::new([7; 32]);
+    Armed {
+        job: "j".into(),
+        attempt: 1,
+        vm_name: "web 1's".into(),
+        vm_uuid: "0a1b".into(),
+        mac: MAC,
+        render: key.token("j", 1, TokenUse::Render),
+        report: key.token("j", 1, TokenUse::Report),
+        booted: key.token("j", 1, TokenUse::Booted),
+        files: BootFiles {
+            kernel: "/ubuntu/linux".into(),
+            initrd: vec!["ubuntu/initrd.gz".into()],
+            args: args.into(),
+            answer: answer.map(Into::into),
+        },
+        profile: "ubuntu".into(),
+        variables: BTreeMap::from([("root_password_hash".to_owned(), json!("$6$secret$hash"))]),
+        disk: Some(("1".into(), 10 << 30)),
+        phase: ArmPhase::Booting,
+    }
+}
+
+fn urls() -> Urls {
+    Urls::new("http://10.0.0.2:8080/")
+}
+
+fn templates(overrides: &[(&str, &str)]) -> Templates {
+    let overrides = overrides.iter().map(|(name, source)| ((*name).into(), (*source).into())).collect();
+    Templates::new(overrides).unwrap()
+}
+
+/// The text with this job's tokens replaced by their names.
+fn named(armed: &Armed, text: &str) -> String {
+    text.replace(armed.render.expose(), "RENDER")
+        .replace(armed.report.expose(), "REPORT")
+        .replace(armed.booted.expose(), "BOOTED")
+}
+
+fn answer(source: &str) -> Result<String, String> {
+    let armed = armed("", Some("t.j2"));
+    let rendered = templates(&[("t.j2", source)]).render_answer(&armed, &urls());
+    rendered.map(|text| named(&armed, &text.unwrap())).map_err(|error| error.to_string())
+}
+
+#[test]
+fn an_ipxe_script_tries_four_times_one_command_a_line() {
+    let armed = armed("auto=true url={{ answer_url }} ---", Some("preseed.j2"));
+    let script = named(&armed, &templates(&[]).ipxe_script(&armed, &urls()).unwrap());
+    let one = |n: u32| {
+        format!(
+            "imgfree\n\
+             kernel http://10.0.0.2:8080/f/RENDER/ubuntu/linux auto=true \
+             url=http://10.0.0.2:8080/a/RENDER/preseed --- || goto failed{n}\n\
+             initrd http://10.0.0.2:8080/f/RENDER/ubuntu/initrd.gz || goto failed{n}\n\
+             boot || goto failed{n}\n:failed{n}\n"
+        )
+    };
+    let tries = [1, 2, 3, 4].map(one).join("sleep 5\n");
+    assert_eq!(script, format!("#!ipxe\n{tries}echo bootflip: kernel or initrd could not be loaded\nexit\n"));
+}
+
+#[test]
+fn a_pxelinux_configuration_names_files_from_the_root() {
+    let mut armed = armed("quiet", None);
+    armed.files.initrd.push("extra.gz".into());
+    assert_eq!(
+        named(&armed, &templates(&[]).pxelinux_config(&armed, &urls()).unwrap()),
+        "DEFAULT install\nPROMPT 0\nTIMEOUT 0\nLABEL install\n  KERNEL ::f/RENDER/ubuntu/linux\n  \
+         INITRD ::f/RENDER/ubuntu/initrd.gz,::f/RENDER/extra.gz\n  APPEND quiet\n"
+    );
+}
+
+#[test]
+fn refusals_go_to_the_next_boot_device() {
+    assert_eq!(IPXE_REFUSAL, "#!ipxe\nexit\n");
+    assert!(PXELINUX_REFUSAL.ends_with("LABEL local\n  LOCALBOOT -1\n"));
+}
+
+#[test]
+fn what_a_boot_loader_would_take_for_its_own_is_refused_in_arguments() {
+    for (args, words) in [
+        ("a || b", "`||` means something to iPXE"),
+        ("a # b", "`#` means something to iPXE"),
+        ("a ${net0/mac}", "`${` means something to iPXE"),
+        ("a\nb", "a line break or control character"),
+        ("{{ 'a' * 2048 }}", "more than 2047 bytes"),
+    ] {
+        let error = templates(&[]).ipxe_script(&armed(args, None), &urls()).unwrap_err().to_string();
+        assert!(
+            error.starts_with("kernel arguments of profile ubuntu: ") && error.contains(words),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_blank_in_a_file_name_is_encoded_for_http_and_refused_for_pxelinux() {
+    let mut armed = armed("", None);
+    armed.files.kernel = "my files/linux".into();
+    assert!(templates(&[]).ipxe_script(&armed, &urls()).unwrap().contains("/my%20files/linux || goto"));
+    assert!(templates(&[]).pxelinux_config(&armed, &urls()).is_err());
+}
+
+#[test]
+fn the_context_is_what_the_documentation_lists() {
+    let source = "{{ machine.name }} {{ machine.mac }} {{ machine.uuid }} {{ disk.userdevice }} {{ disk.position }} \
+                  {{ disk.letter }} {{ disk.size }} {{ profile }} {{ server.url }}\n{{ answer_url }}\n{{ report_url }}\n{{ booted_url }}\n";
+    assert_eq!(
+        answer(source).unwrap(),
+        "web 1's 02:16:3e:00:00:0a 0a1b 1 1 b 10737418240 ubuntu http://10.0.0.2:8080\n\
+         http://10.0.0.2:8080/a/RENDER/t\nhttp://10.0.0.2:8080/r/REPORT\nhttp://10.0.0.2:8080/r/BOOTED/booted\n"
+    );
+}
+
+#[test]
+fn errors_name_template_line_and_expression_and_no_value() {
+    let limit = OUTPUT_LIMIT;
+    for (source, expected) in [
+        (
+            "\n{{ vars.nme }}",
+            "t.j2:2: `vars.nme` is not defined; set the variable for the profile, the machine or all",
+        ),
+        ("{{ vars.nme|shquote }}", "t.j2:1: `vars.nme|shquote` is not defined"),
+        ("{%- if vars.nme %}{% endif %}", "t.j2:1: `if vars.nme` is not defined"),
+        ("{{ vars.root_password_hash.x.y }}", "t.j2:1: `vars.root_password_hash.x"),
+        ("{{ vars.root_password_hash + 1 }}", "t.j2:1: invalid operation in `vars.root_password_hash + 1`"),
+        ("{{ vars.root_password_hash|int }}", "t.j2:1: invalid operation in `vars.root_password_hash|int`"),
+        ("{{ 'a\nb'|preseed_line }}", "a line break or control character cannot stand in a preseed line"),
+        ("{{ 'a\\\\'|preseed_line }}", "a backslash cannot end a preseed line"),
+        ("{{ x|nosuch }}", "t.j2:1: unknown filter: filter nosuch is unknown"),
+        (
+            "{% for i in range(100000) %}{% for j in range(100000) %}{{ j }}{% endfor %}{% endfor %}",
+            "t.j2:1: ",
+        ),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "t.j2:1: "),
+    ] {
+        let error = answer(source).unwrap_err();
+        assert!(error.contains(expected), "{source}: {error}");
+        assert!(!error.contains("secret"), "{error}");
+    }
+    let error = answer("{% for i in range(3000) %}{{ 'x' * 1000 }}{% endfor %}").unwrap_err();
+    assert_eq!(error, format!("t.j2: gives more than {limit} bytes"));
+    let error = Templates::new([("t.j2".to_owned(), "a\n{% if".to_owned())].into()).unwrap_err();
+    assert!(error[0].to_string().starts_with("t.j2:2: syntax error: "), "{}", error[0]);
+}
+
+#[test]
+fn templates_reach_no_file_and_no_other_template() {
+    for source in
+        ["{% include '/etc/passwd' %}", "{% import '/etc/passwd' as x %}", "{% extends 'preseed.j2' %}"]
+    {
+        assert!(Templates::new([("t.j2".to_owned(), source.to_owned())].into()).is_err(), "{source}");
+    }
+    let error = templates(&[]).render_answer(&armed("", Some("../preseed.j2")), &urls()).unwrap_err();
+    assert!(error.to_string().contains("template not found"), "{error}");
+}
+
+#[test]
+fn check_all_reports_every_problem_of_an_attempt() {
+    let errors =
+        templates(&[("t.j2", "{{ vars.b }}")]).check_all(&armed("{{ vars.a }}", Some("t.j2")), &urls());
+    let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    assert_eq!(texts.len(), 2, "{texts:?}");
+    assert!(texts[0].contains("vars.a") && texts[1].contains("vars.b"), "{texts:?}");
+    assert_eq!(templates(&[]).check_all(&armed("quiet", Some("preseed.j2")), &urls()), []);
+}
+
+#[test]
+fn a_name_survives_every_quoting() {
+    for name in ["web", "web 1's", "a\"b$(reboot)`x`", "ü\\n;&|<>*?", "-rf", "", "#x", "~"] {
+        let mut armed = armed("", Some("t.j2"));
+        armed.vm_name = name.into();
+        let render = |source| templates(&[("t.j2", source)]).render_answer(&armed, &urls()).unwrap().unwrap();
+        let script = render("printf %s {{ machine.name|shquote }}");
+        let printed = Command::new("sh").arg("-c").arg(&script).output().unwrap();
+        assert_eq!(String::from_utf8(printed.stdout).unwrap(), name, "{script}");
+        let json: String = serde_json::from_str(&render("{{ machine.name|tojson }}")).unwrap();
+        assert_eq!(json, name);
+    }
+}
+
+#[test]
+fn the_mini_answer_file_is_read_by_a_shell() {
+    let armed = armed("", Some("mini.j2"));
+    let text = named(&armed, &templates(&[]).render_answer(&armed, &urls()).unwrap().unwrap());
+    assert_eq!(
+        text,
+        "# Answer file of the mini installer: KEY=VALUE, each value one word of a POSIX shell.\n\
+         REPORT_URL=http://10.0.0.2:8080/r/REPORT\n\
+         BOOTED_URL=http://10.0.0.2:8080/r/BOOTED/booted\n\
+         HOSTNAME='web 1'\\''s'\n\
+         MAC=02:16:3e:00:00:0a\nUUID=0a1b\nPROFILE=ubuntu\nSERVER_URL=http://10.0.0.2:8080\n\
+         DISK=1\nDISK_POSITION=1\nDISK_SIZE=10737418240\n"
+    );
+}
+
+/// The lines of a preseed file with continuation lines joined, as debian-installer reads them.
+fn preseed_lines(text: &str) -> Vec<String> {
+    text.replace("\\\n", " ")
+        .lines()
+        .map(str::to_owned)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .collect()
+}
+
+#[test]
+fn every_line_of_the_preseed_is_an_answer() {
+    for with_disk in [true, false] {
+        let mut armed = armed("", Some("preseed.j2"));
+        if !with_disk {
+            armed.disk = None;
+        }
+        armed.variables.insert("ssh_key".into(), json!("ssh-ed25519 AAAA me@there"));
+        let text = templates(&[]).render_answer(&armed, &urls()).unwrap().unwrap();
+        let lines = preseed_lines(&text);
+        for line in &lines {
+            let words: Vec<&str> = line.split_whitespace().take(3).collect();
+            assert!(matches!(words[0], "d-i" | "tasksel"), "{line}");
+            assert!(words[1].contains('/'), "{line}");
+            let kinds = ["string", "boolean", "select", "multiselect", "note", "password"];
+            assert!(kinds.contains(&words[2]), "{line}");
+        }
+        for expected in [
+            "d-i netcfg/get_hostname string web 1's",
+            "d-i passwd/root-password-crypted password $6$secret$hash",
+            "d-i partman/early_command string sh /tmp/bootflip-disk.sh",
+            "d-i debian-installer/exit/poweroff boolean true",
+        ] {
+            assert!(lines.iter().any(|line| line == expected), "{expected}\n{text}");
+        }
+    }
+}
+
+/// Runs the command that writes the scripts in a folder of its own, and lets the shell judge what was written.
+#[test]
+fn the_preseed_writes_scripts_that_a_shell_accepts() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut armed = armed("", Some("preseed.j2"));
+    armed.variables.insert("ssh_key".into(), json!("ssh-ed25519 AAAA it's me"));
+    let text = templates(&[]).render_answer(&armed, &urls()).unwrap().unwrap();
+    let here = folder.path().to_str().unwrap();
+    let run = |script: &str| {
+        let output = Command::new("sh").arg("-ec").arg(script).output().unwrap();
+        assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stderr));
+    };
+    for (key, scripts) in [
+        ("preseed/early_command", &["bootflip-report.sh", "bootflip-disk.sh"][..]),
+        ("preseed/late_command", &["bootflip-late.sh"][..]),
+    ] {
+        let line = preseed_lines(&text).into_iter().find(|line| line.contains(key)).unwrap();
+        let command = line.split_once(" string ").unwrap().1.replace("/tmp/", &format!("{here}/"));
+        let writes: Vec<&str> = command.split(';').collect();
+        assert!(writes.len() > scripts.len());
+        for script in scripts {
+            let path = format!("{here}/{script}");
+            let end = command.find(&format!("> {path}")).unwrap() + path.len() + 2;
+            let start = command[..end].rfind("printf '%s\\n' '#!/bin/sh'").unwrap();
+            let start = if *script == "bootflip-late.sh" { 0 } else { start };
+            run(&command[start..end]);
+            run(&format!("sh -n {path}"));
+        }
+    }
+    let late = std::fs::read_to_string(folder.path().join("bootflip-late.sh")).unwrap();
+    // What the late script writes into the target, written below the folder.
+    std::fs::create_dir_all(folder.path().join("target/root/.ssh")).unwrap();
+    for folders in ["usr/local/sbin", "etc/default/grub.d", "etc/systemd/system", "etc/init"] {
+        std::fs::create_dir_all(folder.path().join("target").join(folders)).unwrap();
+    }
+    for line in late.lines().filter(|line| line.trim_start().starts_with("printf ")) {
+        run(&line.replace("/target/", &format!("{here}/target/")));
+    }
+    let read = |path: &str| std::fs::read_to_string(folder.path().join("target").join(path)).unwrap();
+    for script in ["usr/local/sbin/bootflip-menu-lst", "usr/local/sbin/bootflip-booted"] {
+        run(&format!("sh -n {here}/target/{script}"));
+    }
+    assert_eq!(read("root/.ssh/authorized_keys"), "ssh-ed25519 AAAA it's me\n");
+    assert!(read("usr/local/sbin/bootflip-booted").contains(&urls().booted(&armed)));
+    assert!(read("etc/default/grub.d/bootflip.cfg").contains("GRUB_CMDLINE_LINUX=\"console=hvc0\"\n"));
+    assert!(read("etc/systemd/system/bootflip-booted.service").starts_with("[Unit]\n"));
+    run(&format!("sh -c '. {here}/target/etc/default/grub.d/bootflip.cfg'"));
+}

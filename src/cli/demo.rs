@@ -1,0 +1,61 @@
+//! `bootflip demo`: the whole cycle on loopback.
+
+use std::io::Write;
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+
+use crate::sim::demo::{self, Break, DemoOptions, MAX_VMS};
+
+/// The whole cycle on loopback: simulated pool, simulated PXE clients, real packets.
+#[derive(Debug, Clone, Args)]
+pub struct DemoArgs {
+    /// How many VMs.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_VMS)))]
+    vms: u16,
+    /// Fixes names, MACs, faults and durations (not the interleaving).
+    #[arg(long, value_name = "S", default_value_t = 1)]
+    seed: u64,
+    /// Lets things go wrong: lost replies, expired sessions, a coordinator change, a failing installer, a person's
+    /// hand, SIGKILLs to the server.
+    #[arg(long)]
+    faults: bool,
+    /// Prints one JSON document at the end, and nothing else.
+    #[arg(long)]
+    json: bool,
+    /// Breaks the profile on purpose; the demo then fails with every VM undone.
+    #[arg(long = "break", value_enum, hide = true)]
+    broken: Option<BreakArg>,
+    /// Leaves the demo's folder (configuration, logs, database) behind.
+    #[arg(long, hide = true)]
+    keep: bool,
+}
+
+/// What `--break` takes.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum BreakArg {
+    /// The kernel's path.
+    Kernel,
+    /// The report URL.
+    Report,
+}
+
+/// Plays the demo and prints its result. True: all went as it should (exit code 0, else 1).
+pub async fn run(args: &DemoArgs) -> anyhow::Result<bool> {
+    let options = DemoOptions {
+        vms: args.vms,
+        seed: args.seed,
+        faults: args.faults,
+        json: args.json,
+        broken: args.broken.map(|broken| match broken {
+            BreakArg::Kernel => Break::Kernel,
+            BreakArg::Report => Break::Report,
+        }),
+        program: std::env::current_exe().context("cannot tell where this program is")?,
+        keep: args.keep,
+    };
+    let document = demo::run(&options).await?;
+    let text = if args.json { serde_json::to_string_pretty(&document)? + "\n" } else { document.table() };
+    std::io::stdout().write_all(text.as_bytes()).context("cannot print the result")?;
+    Ok(document.ok)
+}
