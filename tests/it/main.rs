@@ -2,12 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::print_stdout)]
 
 mod common;
-mod guests;
-mod simpool;
 mod config;
+mod guests;
 mod lab;
 mod recovery;
 mod simpool;
 mod store;
 mod xen;
-mod store;

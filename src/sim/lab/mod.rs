@@ -8,10 +8,12 @@
 
 pub mod body;
 pub mod disk;
+pub mod layout;
 pub mod machine;
 pub mod network;
 pub mod pygrub;
 pub mod qemu;
+pub mod run;
 pub mod scene;
 
 use std::path::{Path, PathBuf};
