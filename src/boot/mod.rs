@@ -16,6 +16,7 @@ use std::{
     sync::{Arc, RwLock},
 };
 
+use self::{root::RelativePath, sink::Sign};
 use crate::{
     config::BootFiles,
     machine::MacAddr,
@@ -64,6 +65,18 @@ pub struct Armed {
     pub disk: Option<(String, u64)>,
     /// How far the attempt is.
     pub phase: ArmPhase,
+}
+
+impl Armed {
+    /// What a file is to this attempt; `None`: its profile does not name it, and it is not given out.
+    pub fn file_sign(&self, path: &RelativePath) -> Option<Sign> {
+        let names = |name: &str| RelativePath::parse(name).as_ref() == Some(path);
+        if names(&self.files.kernel) {
+            Some(Sign::Kernel)
+        } else {
+            self.files.initrd.iter().any(|initrd| names(initrd)).then_some(Sign::Initrd)
+        }
+    }
 }
 
 /// How far an armed attempt is (design: Boot gate).

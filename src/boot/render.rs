@@ -326,6 +326,7 @@ fn explain(error: &minijinja::Error, name: &str, sources: &BTreeMap<String, Stri
 
 /// Turns the engine's error into ours. Its own text and debug dump may hold values, so only the kind, the place
 /// and the expression as written in the template are taken over.
+#[allow(clippy::wildcard_enum_match_arm)] // the engine's enum, open to additions
 fn explain_with(
     error: &minijinja::Error,
     name: &str,

@@ -17,7 +17,12 @@ fn armed(attempt: u32, phase: ArmPhase) -> Arc<Armed> {
         render: token(TokenUse::Render),
         report: token(TokenUse::Report),
         booted: token(TokenUse::Booted),
-        files: BootFiles { kernel: "k".into(), initrd: vec![], args: String::new(), answer: None },
+        files: BootFiles {
+            kernel: "/u/linux".into(),
+            initrd: vec!["u/initrd.gz".into(), "extra".into()],
+            args: String::new(),
+            answer: None,
+        },
         profile: "p".into(),
         variables: BTreeMap::new(),
         disk: None,
@@ -96,4 +101,16 @@ fn an_address_is_of_the_known_machine_that_had_it_last() {
     gate.met(MAC, one);
     gate.update(|table| table.forget(MAC));
     assert_eq!(gate.who(one), None);
+}
+
+#[test]
+fn only_files_that_the_profile_names_are_given_out() {
+    let armed = armed(1, ArmPhase::Booting);
+    let sign = |path| armed.file_sign(&RelativePath::parse(path).unwrap());
+    assert_eq!(sign("u/linux"), Some(Sign::Kernel));
+    assert_eq!(sign("u//initrd.gz"), Some(Sign::Initrd));
+    assert_eq!(sign("extra"), Some(Sign::Initrd));
+    for path in ["linux", "u/linux2", "u", "U/linux"] {
+        assert_eq!(sign(path), None, "{path}");
+    }
 }

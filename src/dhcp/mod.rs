@@ -34,6 +34,9 @@ pub use request::{Client, Message, Refusal, Request};
 /// The DHCP server port (RFC 2131 §4.1); relays answer there too.
 pub const SERVER_PORT: u16 = 67;
 
+/// The loader for BIOS ROMs unless configured otherwise: iPXE on the ROM's own network driver.
+pub const DEFAULT_LOADER: &str = "undionly.kpxe";
+
 /// What one interface's service is.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -43,7 +46,7 @@ pub struct Settings {
     pub mode: DhcpMode,
     /// Base of the boot script's URL (`http://10.0.0.2:8080`); `None`: no boot HTTP.
     pub boot_url: Option<String>,
-    /// The loader that BIOS ROMs get by TFTP, such as `undionly.kpxe` or `pxelinux.0`; `None`: no TFTP.
+    /// The loader that BIOS ROMs get by TFTP, such as [`DEFAULT_LOADER`] or `pxelinux.0`; `None`: no TFTP.
     pub loader: Option<String>,
 }
 

@@ -106,7 +106,7 @@ impl Rig {
             address: SELF,
             mode,
             boot_url: Some("http://10.0.0.1:8080".into()),
-            loader: Some("undionly.kpxe".into()),
+            loader: Some(DEFAULT_LOADER.into()),
         };
         let now = Timestamp::from_millis(1_000_000);
         Self { service: Service::new(settings, []), now, store_answers: true }
@@ -160,10 +160,8 @@ impl Rig {
     fn run_commits(&mut self, actions: Vec<Action>) -> Vec<Action> {
         let mut all = Vec::new();
         for action in actions {
-            let committed = match &action {
-                Action::Commit(lease) => self.service.committed(lease),
-                _ => Vec::new(),
-            };
+            let committed =
+                if let Action::Commit(lease) = &action { self.service.committed(lease) } else { Vec::new() };
             all.push(action);
             all.extend(committed);
         }
@@ -176,10 +174,9 @@ impl Rig {
 
     fn reply(&mut self, packet: &Packet) -> v4::Message {
         let actions = self.actions(packet);
-        let reply = actions.iter().find_map(|action| match action {
-            Action::Send(reply) => Some(reply),
-            _ => None,
-        });
+        let reply = actions
+            .iter()
+            .find_map(|action| if let Action::Send(reply) = action { Some(reply) } else { None });
         decode(reply.unwrap_or_else(|| panic!("{actions:?}")))
     }
 
