@@ -5,9 +5,12 @@ use std::{io::Write, path::PathBuf};
 use anyhow::Context;
 use clap::Args;
 
-use crate::sim::lab::{
-    run::{self, LabOptions},
-    scene::MAX_VMS,
+use crate::sim::{
+    lab::{
+        run::{self, LabOptions},
+        scene::MAX_VMS,
+    },
+    pool::Release,
 };
 
 /// The whole cycle in QEMU: a simulated pool whose VMs boot real firmware, and real pygrub. Needs root.
@@ -42,4 +45,14 @@ pub async fn run(args: &LabArgs) -> anyhow::Result<bool> {
     let text = if args.json { serde_json::to_string_pretty(&document)? + "\n" } else { document.table() };
     std::io::stdout().write_all(text.as_bytes()).context("cannot print the result")?;
     Ok(document.ok)
+}
+
+/// `bootflip simulate --lab DIR`: the lab's pool and guests, for a server of one's own.
+pub async fn simulate(dir: PathBuf, vms: u16, release: Release) -> anyhow::Result<()> {
+    let tell = |line: &str| {
+        // A closed stdout must not end the guests.
+        let _ = writeln!(std::io::stdout(), "{line}");
+    };
+    let served = tokio::task::spawn_blocking(move || run::simulate(&dir, vms, release, tell));
+    Ok(served.await.context("the lab broke off")??)
 }

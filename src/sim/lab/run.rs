@@ -96,22 +96,76 @@ impl From<NetworkError> for RunError {
 /// document says how it went.
 pub fn run(options: &LabOptions) -> Result<Document, RunError> {
     let lab = Lab::open(&options.lab)?;
+    apart(options.keep, async |network, folder| {
+        let mut bench = Bench::set_up(options, &lab, network, folder).await?;
+        bench.play().await
+    })
+}
+
+/// Serves the lab's pool until Ctrl-C, with a QEMU for each domain and a configuration for a server of one's own.
+/// Blocks as [`run`] does. `tell` gets a line for each thing that happens.
+pub fn simulate(
+    lab: &Path,
+    vms: u16,
+    release: Release,
+    tell: impl Fn(&str) + Send + Sync,
+) -> Result<(), RunError> {
+    let lab = Lab::open(lab)?;
+    apart(false, async |network, folder| {
+        let mut scene = Scene::set(&lab, network, folder, vms, release).await?;
+        write_configuration(&lab, &scene, folder, vms)?;
+        tell(&format!(
+            "{vms} PV VMs with blank disks, tagged {}, in a simulated pool at {}. To run a server beside them:\n\n  \
+             nsenter --net={} bootflip serve -c {}\n\nCtrl-C ends all of it.",
+            scene::TAG,
+            scene.sim.url(),
+            namespace(),
+            folder.join(layout::CONFIG).display(),
+        ));
+        loop {
+            tokio::select! {
+                Some(start) = scene.next_start() => {
+                    let console = scene.body.console(&start.vm_uuid, start.domid).unwrap_or_default();
+                    tell(&format!(
+                        "domain {} of {} runs ({:?}): {}", start.domid, start.name, start.mode, console.display()
+                    ));
+                    scene.body.start(start);
+                }
+                _ = tokio::signal::ctrl_c() => return Ok(()),
+            }
+        }
+    })
+}
+
+/// Runs `body` in a namespace and with a folder of its own.
+fn apart<T: Send>(
+    keep: bool,
+    body: impl AsyncFnOnce(&Network, &Path) -> Result<T, RunError> + Send,
+) -> Result<T, RunError> {
     let folder = make_folder()?;
     let result = network::isolated(|network| {
         // One thread: QEMU dies with the thread that started it, and this one lives to the end.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.map_err(RunError::Runtime)?.block_on(async {
-            let mut bench = Bench::set_up(options, &lab, network, &folder).await?;
-            bench.play().await
-        })
+        runtime.map_err(RunError::Runtime)?.block_on(body(network, &folder))
     });
-    if options.keep {
-        tracing::info!(folder = %folder.display(), "the lab's folder is left");
+    if keep {
+        tracing::warn!(folder = %folder.display(), "the lab's folder is left");
     } else {
         // What cannot be removed is in the temporary folder; it does not change the result.
         let _ = std::fs::remove_dir_all(&folder);
     }
     result?
+}
+
+/// The namespace of the calling thread, as other programs reach it.
+fn namespace() -> String {
+    format!("/proc/{}/task/{}/ns/net", std::process::id(), nix::unistd::gettid())
+}
+
+fn write_configuration(lab: &Lab, scene: &Scene, folder: &Path, at_once: u16) -> Result<(), RunError> {
+    let text = layout::config(folder, &lab.www(), scene.sim.address, at_once);
+    write(&folder.join(layout::CONFIG), &text)?;
+    write(&folder.join(layout::PASSWORD), &format!("{DEFAULT_PASSWORD}\n"))
 }
 
 /// The lab while it runs.
@@ -139,9 +193,7 @@ impl<'o> Bench<'o> {
     ) -> Result<Self, RunError> {
         let begun = Instant::now();
         let scene = Scene::set(lab, network, folder, options.vms, Release::V8_2).await?;
-        let text = layout::config(folder, &lab.www(), scene.sim.address, options.vms.min(AT_ONCE));
-        write(&folder.join(layout::CONFIG), &text)?;
-        write(&folder.join(layout::PASSWORD), &format!("{DEFAULT_PASSWORD}\n"))?;
+        write_configuration(lab, &scene, folder, options.vms.min(AT_ONCE))?;
         let program = Program {
             path: options.program.clone(),
             config: folder.join(layout::CONFIG),
@@ -164,12 +216,10 @@ impl<'o> Bench<'o> {
     async fn play(&mut self) -> Result<Document, RunError> {
         self.server_answers().await?;
         self.progress.say(&format!(
-            "{} PV VMs with blank disks in a simulated pool at {}; QEMU and the server in a namespace: nsenter \
-             --net=/proc/{}/task/{}/ns/net",
+            "{} PV VMs with blank disks in a simulated pool at {}; all of it in the namespace {}",
             self.scene.before.len(),
             self.scene.sim.url(),
-            std::process::id(),
-            nix::unistd::gettid(),
+            namespace(),
         ));
         let tag = format!("tag={}", scene::TAG);
         let deploy = ["deploy", &tag, "--profile", layout::PROFILE, "--wait", "--yes"];
