@@ -105,8 +105,8 @@ impl Network {
 
     /// Starts dnsmasq on the bridge, with these options besides; it serves no names.
     pub fn dnsmasq(&self, options: &[&str]) -> Result<Helper, NetworkError> {
-        let common =
-            ["--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--user=root", "--pid-file="];
+        // --no-daemon: by dropping privileges it would lose the signal that ends it with the lab.
+        let common = ["--no-daemon", "--conf-file=/dev/null", "--port=0"];
         Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "dnsmasq"])
             .args(common)
