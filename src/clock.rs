@@ -15,6 +15,19 @@ impl Timestamp {
         Self(millis)
     }
 
+    /// Reads XenAPI's `20260101T12:00:00Z` (`dateTime.iso8601` without separators, UTC).
+    pub fn from_xenapi(text: &str) -> Option<Self> {
+        let number = |from: usize, to: usize| text.get(from..to)?.parse::<i16>().ok();
+        let small = |from, to| number(from, to).and_then(|n| i8::try_from(n).ok());
+        if text.get(8..9) != Some("T") {
+            return None;
+        }
+        let date = jiff::civil::Date::new(number(0, 4)?, small(4, 6)?, small(6, 8)?).ok()?;
+        let time = jiff::civil::Time::new(small(9, 11)?, small(12, 14)?, small(15, 17)?, 0).ok()?;
+        let at = jiff::tz::TimeZone::UTC.to_timestamp(date.to_datetime(time)).ok()?;
+        u64::try_from(at.as_millisecond()).ok().map(Self)
+    }
+
     /// Milliseconds since 1970-01-01 UTC.
     pub const fn millis(self) -> u64 {
         self.0
@@ -72,4 +85,19 @@ impl Clock for SystemClock {
 /// Seconds with one decimal, for tables and progress lines.
 pub fn seconds(span: Duration) -> f64 {
     (span.as_secs_f64() * 10.0).round() / 10.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pools_date_is_read_and_anything_else_is_not() {
+        let read = |text| Timestamp::from_xenapi(text).map(|at| at.to_string());
+        assert_eq!(read("20260101T12:00:00Z").as_deref(), Some("2026-01-01T12:00:00Z"));
+        assert_eq!(read("19700101T00:00:00Z").as_deref(), Some("1970-01-01T00:00:00Z"));
+        for text in ["", "20261301T00:00:00Z", "2026-01-01T12:00:00Z", "20260101T12", "é0260101T12:00:00Z"] {
+            assert_eq!(read(text), None, "{text}");
+        }
+    }
 }

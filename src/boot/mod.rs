@@ -139,6 +139,21 @@ impl BootTable {
         self.machines.insert(machine.mac, machine);
     }
 
+    /// Adds a machine that a pool told of; one that is armed stays as it is.
+    pub fn know(&mut self, machine: Machine) {
+        match self.machines.get(&machine.mac) {
+            Some(known) if known.armed.is_some() => {}
+            Some(_) | None => self.publish(Machine { armed: None, ..machine }),
+        }
+    }
+
+    /// Removes a machine that its pool no longer has; one that is armed stays as it is.
+    pub fn forget_unarmed(&mut self, mac: MacAddr) {
+        if self.machines.get(&mac).is_some_and(|machine| machine.armed.is_none()) {
+            self.forget(mac);
+        }
+    }
+
     /// Removes a machine: it is a stranger from now on.
     pub fn forget(&mut self, mac: MacAddr) {
         self.close(mac);

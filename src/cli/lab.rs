@@ -5,6 +5,7 @@ use std::{io::Write, path::PathBuf};
 use anyhow::Context;
 use clap::Args;
 
+use super::{Answer, Ended, Stop, print};
 use crate::sim::{
     lab::{
         run::{self, LabOptions},
@@ -48,11 +49,13 @@ pub async fn run(args: &LabArgs) -> anyhow::Result<bool> {
 }
 
 /// `bootflip simulate --lab DIR`: the lab's pool and guests, for a server of one's own.
-pub async fn simulate(dir: PathBuf, vms: u16, release: Release) -> anyhow::Result<()> {
-    let tell = |line: &str| {
-        // A closed stdout must not end the guests.
-        let _ = writeln!(std::io::stdout(), "{line}");
-    };
-    let served = tokio::task::spawn_blocking(move || run::simulate(&dir, vms, release, tell));
-    Ok(served.await.context("the lab broke off")??)
+pub(super) async fn simulate(dir: PathBuf, vms: u16, release: Release) -> Answer {
+    if vms > MAX_VMS {
+        return Err(Stop::new(Ended::Usage, format!("the lab has room for {MAX_VMS} VMs; say --vms")));
+    }
+    let tell = |line: &str| print(&format!("{line}\n"));
+    match tokio::task::spawn_blocking(move || run::simulate(&dir, vms, release, tell)).await {
+        Ok(served) => served.map(|()| Ended::Done).map_err(|error| Stop::failed(&error)),
+        Err(broken) => Err(Stop::failed(&broken)),
+    }
 }

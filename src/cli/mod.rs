@@ -1,4 +1,270 @@
-//! The command line.
+//! The command line: `bootflip COMMAND`. Each command is a module; this file is what they share.
+//!
+//! Invariant: results go to stdout, everything said on the way to stderr. Exit codes are those of [`Ended`].
 
+mod check;
 pub mod demo;
+mod deploy;
+mod jobs;
 pub mod lab;
+mod link;
+mod progress;
+mod render;
+mod restore;
+mod selectors;
+mod serve;
+mod simulate;
+mod table;
+mod vm;
+
+use std::{
+    io::{self, IsTerminal, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand};
+
+use crate::{
+    app,
+    config::{self, Config},
+};
+
+/// Installs paravirtualized XenServer and XCP-ng guests over the network, unattended, and puts every boot setting
+/// back.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true, max_term_width = 100, after_help = AFTER_HELP)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// The configuration.
+    #[arg(short, long, global = true, value_name = "FILE", default_value = DEFAULT_CONFIG)]
+    config: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the server: DHCP, TFTP, HTTP, and the jobs.
+    Serve(serve::ServeArgs),
+    /// Look whether everything is in place: configuration, files, ports, pools. Changes nothing.
+    Check(check::CheckArgs),
+    /// Look at VMs: their boot-related fields, and how they boot next.
+    #[command(subcommand)]
+    Vm(vm::VmCommand),
+    /// Install VMs. What stands on their boot disks is erased.
+    Deploy(deploy::DeployArgs),
+    /// Look at jobs, and operate them.
+    #[command(subcommand)]
+    Jobs(jobs::JobsCommand),
+    /// Put VMs back from the claims in the pool alone; needs no database.
+    Restore(restore::RestoreArgs),
+    /// Show what a machine would be served.
+    Render(render::RenderArgs),
+    /// Play the whole cycle on loopback: simulated pool, simulated PXE clients, real packets.
+    Demo(demo::DemoArgs),
+    /// Play the whole cycle in QEMU: real firmware, a real installer, the real pygrub. Needs root.
+    Lab(lab::LabArgs),
+    /// Serve a simulated pool, to try things against.
+    Simulate(simulate::SimulateArgs),
+}
+
+const AFTER_HELP: &str = "\
+SELECTOR is a VM's name or uuid, tag=TAG, name~GLOB, or @FILE (one a line, CSV or TOML).
+
+Exit codes: 0 done; 1 failed, or waits for an operator; 2 usage or configuration;
+3 refused, weak or partly, with nothing broken; 75 locked by another server.";
+
+/// Where the configuration is when nobody says.
+const DEFAULT_CONFIG: &str = "/etc/bootflip/bootflip.toml";
+
+/// The admin socket when the configuration says nothing.
+const DEFAULT_SOCKET: &str = "/run/bootflip/admin.sock";
+
+/// How a command ended; the exit codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Ended {
+    /// 0.
+    Done,
+    /// 3: refused, weak or partly; nothing is broken.
+    Refused,
+    /// 1: failed, or a job waits for an operator.
+    Failed,
+    /// 2: usage or configuration.
+    Usage,
+    /// 75 (EX_TEMPFAIL): another server has the lock.
+    Locked,
+}
+
+impl Ended {
+    const fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::Refused => 3,
+            Self::Locked => 75,
+        }
+    }
+}
+
+/// A command that could not be carried out: the exit code, and what to tell.
+#[derive(Debug)]
+struct Stop {
+    ended: Ended,
+    message: String,
+}
+
+impl Stop {
+    fn new(ended: Ended, message: impl Into<String>) -> Self {
+        Self { ended, message: message.into() }
+    }
+
+    /// Failed, with an error and its causes.
+    fn failed(error: &dyn std::error::Error) -> Self {
+        Self::new(Ended::Failed, app::chain(error))
+    }
+}
+
+type Answer = Result<Ended, Stop>;
+
+/// Runs the program as its arguments say.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    set_up_logging(matches!(cli.command, Command::Serve(_)));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers())
+        .thread_name("bootflip")
+        .enable_all()
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return end(Err(Stop::failed(&error))),
+    };
+    let answer = runtime.block_on(run(cli));
+    // What still hangs in a system call must not keep the program from ending.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    end(answer)
+}
+
+fn end(answer: Answer) -> ExitCode {
+    let ended = answer.unwrap_or_else(|stop| {
+        note(&format!("bootflip: {}", stop.message));
+        stop.ended
+    });
+    ExitCode::from(ended.code())
+}
+
+/// Two to four: the work is waiting, and every thread costs memory.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(2, std::num::NonZero::get).clamp(2, 4)
+}
+
+async fn run(cli: Cli) -> Answer {
+    let config = cli.config;
+    match cli.command {
+        Command::Serve(args) => serve::run(&args, &config).await,
+        Command::Check(args) => check::run(&args, &config).await,
+        Command::Vm(command) => vm::run(&command, &config).await,
+        Command::Deploy(args) => deploy::run(&args, &config).await,
+        Command::Jobs(command) => jobs::run(&command, &config).await,
+        Command::Restore(args) => restore::run(&args, &config).await,
+        Command::Render(args) => render::run(&args, &config).await,
+        Command::Demo(args) => played(demo::run(&args).await),
+        Command::Lab(args) => played(lab::run(&args).await),
+        Command::Simulate(args) => simulate::run(&args).await,
+    }
+}
+
+/// How a demo or a lab ended: whether all was as it should be.
+fn played(well: anyhow::Result<bool>) -> Answer {
+    match well {
+        Ok(true) => Ok(Ended::Done),
+        Ok(false) => Ok(Ended::Failed),
+        Err(error) => Err(Stop::new(Ended::Failed, format!("{error:#}"))),
+    }
+}
+
+/// Logs go to stderr, as `RUST_LOG` says; the server tells what an operator may act on, commands only trouble.
+fn set_up_logging(server: bool) {
+    use tracing_subscriber::EnvFilter;
+    let level = if server { "info" } else { "warn" };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let layer = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    layer.with_ansi(io::stderr().is_terminal()).with_target(false).init();
+}
+
+/// Reads the configuration.
+fn load(path: &Path) -> Result<Config, Stop> {
+    config::load(path)
+        .map_err(|problems| Stop::new(Ended::Usage, config::problems_report(&problems).trim_end()))
+}
+
+/// The admin socket that the configuration names. Only this key is read, so that who may use the socket needs no
+/// right to read the passwords that the configuration names.
+fn socket(config: &Path) -> Result<PathBuf, Stop> {
+    let text = match std::fs::read_to_string(config) {
+        Ok(text) => text,
+        Err(_) if config == Path::new(DEFAULT_CONFIG) => return Ok(DEFAULT_SOCKET.into()),
+        Err(error) => {
+            return Err(Stop::new(Ended::Usage, format!("cannot read {}: {error}", config.display())));
+        }
+    };
+    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+        Stop::new(Ended::Usage, format!("{}: {}", config.display(), error.message()))
+    })?;
+    let named = table.get("admin").and_then(|admin| admin.get("socket")).and_then(|socket| socket.as_str());
+    let folder = config.parent().unwrap_or_else(|| Path::new(""));
+    Ok(named.map_or_else(|| DEFAULT_SOCKET.into(), |socket| folder.join(socket)))
+}
+
+/// Prints a result. A closed stdout (`| head`) ends the printing, not the program.
+fn print(text: &str) {
+    let _ = io::stdout().lock().write_all(text.as_bytes());
+}
+
+/// Prints a result as JSON.
+fn print_json(value: &impl serde::Serialize) {
+    match serde_json::to_string_pretty(value) {
+        Ok(text) => print(&(text + "\n")),
+        Err(error) => note(&format!("bootflip: the result is no JSON: {error}")),
+    }
+}
+
+/// Says something on the way.
+fn note(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn admin_socket_is_found_without_reading_the_rest() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("b.toml");
+        let cases = [
+            ("[admin]\nsocket = \"a.sock\"\n", folder.path().join("a.sock")),
+            ("[admin]\nsocket = \"/x/a.sock\"\n", PathBuf::from("/x/a.sock")),
+            ("[pool.main]\npassword_file = \"/none\"\n", PathBuf::from(DEFAULT_SOCKET)),
+        ];
+        for (text, expected) in cases {
+            std::fs::write(&file, text).unwrap();
+            assert_eq!(socket(&file).unwrap(), expected);
+        }
+        std::fs::write(&file, "[admin").unwrap();
+        assert_eq!(socket(&file).unwrap_err().ended, Ended::Usage);
+        assert_eq!(socket(&folder.path().join("none")).unwrap_err().ended, Ended::Usage);
+    }
+
+    #[test]
+    fn worst_of_several_ends_is_the_greatest() {
+        assert!(Ended::Done < Ended::Refused && Ended::Refused < Ended::Failed);
+    }
+}

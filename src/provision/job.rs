@@ -187,6 +187,8 @@ pub struct StartRecord {
     pub task: Option<String>,
     /// start_time of the domain that came of it: the mark by which it is ours.
     pub seen: Option<String>,
+    /// Its domid: another one means a migration or a reboot whose start_time may not be written yet.
+    pub domid: Option<i64>,
     /// When it was first seen to have started.
     pub at: Option<Timestamp>,
 }
@@ -273,7 +275,7 @@ pub struct Difference {
 pub enum Resolution {
     /// Write the saved settings, whatever stands there.
     Restore,
-    /// Keep what stands there.
+    /// Keep what a person wrote; what is still ours is put back.
     Accept,
     /// Touch nothing more.
     Abandon,

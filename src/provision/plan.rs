@@ -134,6 +134,8 @@ pub struct Observed {
     pub vm: VmRecord,
     /// Its metrics.
     pub metrics: VmMetrics,
+    /// Since when this server has seen this domid.
+    pub domid_since: Timestamp,
     /// The task that the effect waits for.
     pub task: Option<TaskState>,
     /// Addresses that the guest agent tells (read only for E13).
@@ -315,24 +317,18 @@ fn claim(job: &Job, seen: &Observed) -> Plan {
 
 /// E2, and the end of E11: done once the pool said so, or said that this account may not.
 pub fn sync(trail: &Trail) -> Plan {
-    let results = trail.calls.iter().rev().filter(|(_, call, _)| *call == Call::Sync);
-    for (at, _, result) in results {
-        match result {
-            CallResult::Ok { .. } => return Plan::Done(Outcome::Synced { durable: true }),
-            CallResult::Failed(error) => match error.class() {
-                Class::Permanent => return Plan::Done(Outcome::Synced { durable: false }),
-                Class::Retry | Class::SlowRetry | Class::Relogin | Class::Redirect | Class::Observe => {
-                    let tries = trail.calls.iter().filter(|(_, call, _)| *call == Call::Sync).count();
-                    let _ = at;
-                    if tries >= SYNC_TRIES {
-                        return Plan::Done(Outcome::Synced { durable: false });
-                    }
-                    return Plan::Call(Call::Sync);
-                }
-            },
+    let tries = trail.calls.iter().filter(|(_, call, _)| *call == Call::Sync).count();
+    let last = trail.calls.iter().rev().find(|(_, call, _)| *call == Call::Sync);
+    match last {
+        None => Plan::Call(Call::Sync),
+        Some((_, _, CallResult::Ok { .. })) => Plan::Done(Outcome::Synced { durable: true }),
+        Some((_, _, CallResult::Failed(error)))
+            if error.class() == Class::Permanent || tries >= SYNC_TRIES =>
+        {
+            Plan::Done(Outcome::Synced { durable: false })
         }
+        Some((_, _, CallResult::Failed(_))) => Plan::Call(Call::Sync),
     }
-    Plan::Call(Call::Sync)
 }
 
 /// Tries of one sync before the settle check takes its place.
@@ -340,8 +336,8 @@ const SYNC_TRIES: usize = 4;
 
 /// E3.
 fn stop(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
-    if seen.is_halted() && !seen.is_busy() {
-        return Plan::Done(Outcome::Stopped);
+    if seen.is_halted() {
+        return if seen.is_busy() { Plan::Wait(now + SOON) } else { Plan::Done(Outcome::Stopped) };
     }
     if !job.was_running {
         return Plan::Fail(Reason::StartedBySomeone, "the VM was started while it was being claimed".into());
@@ -352,12 +348,14 @@ fn stop(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
 
 /// A clean shutdown until `clean_until`, then a hard one, each called again only when the last one surely ended.
 pub fn shut_down(seen: &Observed, trail: &Trail, now: Timestamp, clean_until: Timestamp) -> Plan {
-    let clean_failed = trail.calls.iter().any(|(_, call, result)| {
+    let clean_refused = trail.calls.iter().any(|(_, call, result)| {
         *call == Call::CleanShutdown
             && matches!(result, CallResult::Failed(error) if error.class() == Class::Permanent)
-    }) || (trail.last().is_some_and(|(_, call, _)| *call == Call::CleanShutdown)
-        && matches!(seen.task, Some(TaskState::Failed(_))));
-    let hard = now >= clean_until || clean_failed;
+    });
+    let clean_failed = trail.last().is_some_and(|(_, call, _)| *call == Call::CleanShutdown)
+        && matches!(seen.task, Some(TaskState::Failed(_)));
+    let hard_before = trail.calls.iter().any(|(_, call, _)| *call == Call::HardShutdown);
+    let hard = now >= clean_until || clean_refused || clean_failed || hard_before;
     let wanted = if hard { Call::HardShutdown } else { Call::CleanShutdown };
     match (trail.last(), &seen.task) {
         // hard_shutdown may overtake a clean one.

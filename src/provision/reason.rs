@@ -78,7 +78,7 @@ reasons! {
     GaveUp "gave-up" Ran "The pool kept failing a call until the deadline: see the detail, then `jobs retry`."
     CancelledByOperator "cancelled" Ran "Cancelled on request; the VM is as it was before, and Halted if the installer had begun."
     Abandoned "abandoned" Ran "Abandoned on request: the VM's settings and claim stay as they are; the xe commands to restore it were printed."
-    Accepted "accepted" Ran "An operator accepted the settings as they were found; the claim is released."
+    Accepted "accepted" Ran "An operator accepted the settings that differ; all others are put back and the claim is released."
 }
 
 impl Reason {

@@ -7,6 +7,7 @@ use super::{
     plan::{Call, Observed, Plan, SOON, Trail, describe, give_up, holds_claim, shut_down, sync},
     reason::Reason,
     settings::{self, WayBack},
+    starting::METRICS_LAG,
     step::Outcome,
 };
 use crate::{clock::Timestamp, xen::records::PowerState};
@@ -15,24 +16,25 @@ use crate::{clock::Timestamp, xen::records::PowerState};
 const START_IN_FLIGHT: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// How often a job that waits for a person tries a refused call again by itself.
-const TRY_AGAIN: std::time::Duration = std::time::Duration::from_secs(300);
+const TRY_AGAIN: std::time::Duration = std::time::Duration::from_secs(1800);
 
 /// E10.
 pub fn disarm(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
     if job.gate != GateState::Closed {
         return Plan::CloseGate;
     }
-    if matches!(job.resolution, Some(Resolution::Accept | Resolution::Abandon)) {
-        return Plan::Done(Outcome::Disarmed);
-    }
     if seen.vm.power_state == PowerState::Halted {
         return halted(job, seen, now);
     }
-    if is_ours(job, seen) {
-        return match held_until(job) {
-            Some(until) if now < until => Plan::Wait(until.min(now + job.deadlines.poll)),
-            Some(_) | None => shut_down(seen, trail, now, now),
-        };
+    match whose(job, seen, now) {
+        Whose::Unsure(until) => return Plan::Wait(until),
+        Whose::Ours => {
+            return match held_until(job) {
+                Some(until) if now < until => Plan::Wait(until.min(now + job.deadlines.poll)),
+                Some(_) | None => shut_down(seen, trail, now, now),
+            };
+        }
+        Whose::Theirs => {}
     }
     if is_at_target(job, seen) {
         return Plan::Done(Outcome::Disarmed);
@@ -59,13 +61,25 @@ fn halted(job: &Job, seen: &Observed, now: Timestamp) -> Plan {
     }
 }
 
-/// The domain that runs came of our HVM start.
-fn is_ours(job: &Job, seen: &Observed) -> bool {
-    job.start.as_ref().is_some_and(|start| match &start.seen {
-        Some(mark) => *mark == seen.metrics.start_time,
+enum Whose {
+    Ours,
+    Theirs,
+    /// Its start_time may not be written yet.
+    Unsure(Timestamp),
+}
+
+/// Whether the domain that runs came of our HVM start.
+fn whose(job: &Job, seen: &Observed, now: Timestamp) -> Whose {
+    let Some(start) = &job.start else { return Whose::Theirs };
+    let settled = seen.domid_since + METRICS_LAG;
+    match &start.seen {
+        Some(mark) if *mark != seen.metrics.start_time => Whose::Theirs,
+        // A migration keeps start_time; a reboot writes it a little later.
+        Some(_) if start.domid != Some(seen.vm.domid) && now < settled => Whose::Unsure(settled),
+        Some(_) => Whose::Ours,
         // Halted when the intent was stored, under our claim, and running now: the call had its effect.
-        None => true,
-    })
+        None => Whose::Ours,
+    }
 }
 
 /// `--on-failure keep-hvm`: until when a failed VM stays up.
@@ -86,12 +100,10 @@ pub fn is_at_target(job: &Job, seen: &Observed) -> bool {
 /// E11.
 pub fn restore(job: &Job, seen: &Observed, trail: &Trail) -> Plan {
     let Some(claim) = &job.claim else { return Plan::Done(Outcome::Restored { durable: true }) };
-    if matches!(job.resolution, Some(Resolution::Accept | Resolution::Abandon)) {
-        return Plan::Done(Outcome::Restored { durable: true });
-    }
     let force = job.resolution == Some(Resolution::Restore);
     let next = match settings::way_back(&seen.vm, &claim.touched, force) {
         WayBack::Next(call) => call,
+        WayBack::Differs(_) if job.resolution == Some(Resolution::Accept) => return synced(trail),
         WayBack::Differs(differences) => {
             let detail = differences.iter().map(describe).collect::<Vec<_>>().join("; ");
             return Plan::Park(Reason::SettingsChanged, detail, differences);

@@ -17,7 +17,7 @@ use crate::{
 
 /// VM_metrics.start_time is written by an event after the start; until this long after a call (or after an intent
 /// whose call may have been made) an unchanged start_time says nothing.
-const METRICS_LAG: Duration = Duration::from_secs(5);
+pub(super) const METRICS_LAG: Duration = Duration::from_secs(5);
 
 /// After a task's success, start_time must change within this; then the start counts without it.
 const METRICS_WAIT: Duration = Duration::from_secs(60);
@@ -27,7 +27,8 @@ pub fn hvm(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
     let Some(start) = &job.start else {
         return Plan::Fail(Reason::StartFailed, "the intent of the start is missing".into());
     };
-    let done = |start_time: &str| Plan::Done(Outcome::Started { start_time: start_time.to_owned() });
+    let domid = seen.vm.domid;
+    let done = |start_time: &str| Plan::Done(Outcome::Started { start_time: start_time.to_owned(), domid });
     let signs = job.signs.values().any(|&at| at > start.intended);
     once(job, start, seen, trail, now, Start { paused: false, signs }, done)
 }
@@ -44,7 +45,8 @@ pub fn pv(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
         });
         return if too_soon { Plan::Wait(now + SOON) } else { Plan::Call(Call::Unpause) };
     }
-    let done = |start_time: &str| Plan::Done(Outcome::PvStarted { start_time: start_time.to_owned() });
+    let domid = seen.vm.domid;
+    let done = |start_time: &str| Plan::Done(Outcome::PvStarted { start_time: start_time.to_owned(), domid });
     once(job, start, seen, trail, now, Start { paused: true, signs: false }, done)
 }
 

@@ -49,6 +49,8 @@ pub enum Outcome {
     Started {
         /// VM_metrics.start_time of the domain.
         start_time: String,
+        /// Its domid; -1 when it has halted again.
+        domid: i64,
     },
     /// E9.
     Completed,
@@ -63,6 +65,8 @@ pub enum Outcome {
     PvStarted {
         /// VM_metrics.start_time of the domain.
         start_time: String,
+        /// Its domid; -1 when it has halted again.
+        domid: i64,
     },
     /// E12 in Undoing: the VM could not be started as it was; it stays Halted.
     StartGivenUp(String),
@@ -267,9 +271,7 @@ fn after(job: &mut Job, event: &Event, now: Timestamp) {
         Event::Cancel => undo(job, State::Cancelled, Reason::CancelledByOperator, "on request", now),
         Event::GateClosed => job.gate = GateState::Closed,
         Event::Sign(sign) => sign_seen(job, *sign, now),
-        Event::Report(stage) => {
-            job.note(now, format!("late report {}: recorded, without effect", stage.name))
-        }
+        Event::Report(stage) => late(job, &stage.name, now),
         Event::Booted(stage) => booted(job, stage, now),
         Event::Waiting(why) => job.waiting.clone_from(why),
         Event::Admitted
@@ -294,9 +296,7 @@ fn undoing(job: &mut Job, event: &Event, now: Timestamp) {
         Event::Failed(reason, detail) => park(job, *reason, detail, &[], now),
         Event::Parked(reason, detail, differences) => park(job, *reason, detail, differences, now),
         Event::GateClosed => job.gate = GateState::Closed,
-        Event::Report(stage) => {
-            job.note(now, format!("late report {}: recorded, without effect", stage.name))
-        }
+        Event::Report(stage) => late(job, &stage.name, now),
         Event::Waiting(why) => job.waiting.clone_from(why),
         Event::Cancel => job.note(now, "cancel: it is being undone already"),
         Event::Sign(sign) => sign_seen(job, *sign, now),
@@ -336,9 +336,7 @@ fn parked(job: &mut Job, event: &Event, now: Timestamp) {
         Event::Failed(reason, detail) if *reason == Reason::VmGone => {
             end(job, State::Failed, Some(Reason::VmGone), detail, now);
         }
-        Event::Report(stage) => {
-            job.note(now, format!("late report {}: recorded, without effect", stage.name))
-        }
+        Event::Report(stage) => late(job, &stage.name, now),
         Event::Waiting(why) => job.waiting.clone_from(why),
         Event::Cancel => job.note(now, "cancel: it waits for a person; see `jobs resolve`"),
         Event::Admitted
@@ -376,7 +374,7 @@ fn ended(job: &mut Job, event: &Event, now: Timestamp) {
             begin_undo(job, now);
         }
         Event::Report(stage) | Event::Booted(stage) => {
-            job.note(now, format!("late report {}: recorded, without effect", stage.name));
+            late(job, &stage.name, now);
         }
         Event::Waiting(why) => job.waiting.clone_from(why),
         Event::Retry
@@ -468,8 +466,8 @@ fn advance(job: &mut Job, outcome: &Outcome, now: Timestamp) {
             go_to(job, Effect::Start);
             job.enter(State::Booting, now);
         }
-        Outcome::Started { start_time } => {
-            started(job.start.as_mut(), start_time, now);
+        Outcome::Started { start_time, domid } => {
+            started(job.start.as_mut(), start_time, *domid, now);
             go_to(job, Effect::Completion);
         }
         Outcome::Completed => {
@@ -487,8 +485,8 @@ fn advance(job: &mut Job, outcome: &Outcome, now: Timestamp) {
             go_to(job, if starts { Effect::StartPv } else { Effect::Release });
             job.enter(if starts { State::Starting } else { State::Verifying }, now);
         }
-        Outcome::PvStarted { start_time } => {
-            started(job.pv_start.as_mut(), start_time, now);
+        Outcome::PvStarted { start_time, domid } => {
+            started(job.pv_start.as_mut(), start_time, *domid, now);
             go_to(job, Effect::Evidence);
             job.enter(State::Verifying, now);
         }
@@ -514,10 +512,13 @@ fn advance(job: &mut Job, outcome: &Outcome, now: Timestamp) {
     }
 }
 
-fn started(start: Option<&mut StartRecord>, start_time: &str, now: Timestamp) {
+fn started(start: Option<&mut StartRecord>, start_time: &str, domid: i64, now: Timestamp) {
     if let Some(start) = start {
+        start.domid = Some(domid);
         start.seen = Some(start_time.to_owned());
-        start.at = Some(now);
+        // The pool's own word on when, held between our intent and our look: its clock may be off.
+        let told = Timestamp::from_xenapi(start_time).unwrap_or(now);
+        start.at = Some(told.clamp(start.intended.min(now), now));
     }
 }
 
@@ -536,8 +537,8 @@ fn advance_undo(job: &mut Job, outcome: &Outcome, now: Timestamp) {
             let as_it_was = job.was_running && job.start.is_none() && job.resolution.is_none();
             go_to(job, if as_it_was { Effect::StartPv } else { Effect::Release });
         }
-        Outcome::PvStarted { start_time } => {
-            started(job.pv_start.as_mut(), start_time, now);
+        Outcome::PvStarted { start_time, domid } => {
+            started(job.pv_start.as_mut(), start_time, *domid, now);
             go_to(job, Effect::Release);
         }
         Outcome::StartGivenUp(why) => {
@@ -666,6 +667,14 @@ fn reported(job: &mut Job, stage: &StageMark, now: Timestamp) {
         job.done_at = job.done_at.or(Some(now));
     }
     installing(job, now);
+}
+
+/// A report after its time is recorded once, however often it is repeated.
+fn late(job: &mut Job, stage: &str, now: Timestamp) {
+    let text = format!("late report {stage}: recorded, without effect");
+    if !job.log.iter().any(|line| line.text == text) {
+        job.note(now, text);
+    }
 }
 
 fn booted(job: &mut Job, stage: &StageMark, now: Timestamp) {

@@ -1,8 +1,8 @@
 //! The simulator: one pool model with XenAPI semantics, the bodies that serve it, and the guests that come up in it.
 //!
-//! [`pool`], [`faults`] and the cores of [`guest`] are pure: seeded, no sockets, time is an argument. World (tests)
-//! drives them directly. Verdicts on a run are read from the pool's records and call log, never from the program
-//! under test.
+//! [`pool`], [`faults`] and the cores of [`guest`] are pure: seeded, no sockets, time is an argument. [`world`] drives
+//! the pool without sockets; [`server`] puts it behind real XML-RPC over HTTP, and [`demo`] runs the whole cycle.
+//! Verdicts on a run are read from the pool's records and call log, never from the program under test.
 
 pub mod demo;
 pub mod faults;

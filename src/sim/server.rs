@@ -369,10 +369,8 @@ impl Member {
 
     /// Waits until event.from has something to say, or its time is over.
     async fn wait_for_events(&self, params: &[Value]) {
-        let asked = match params.get(3) {
-            Some(Value::Double(seconds)) => Duration::try_from_secs_f64(*seconds).unwrap_or_default(),
-            _ => Duration::ZERO,
-        };
+        let Some(Value::Double(seconds)) = params.get(3) else { return }; // the pool refuses it
+        let asked = Duration::try_from_secs_f64(*seconds).unwrap_or_default();
         let session = params.first().and_then(Value::as_str).unwrap_or_default();
         let subscription = params.get(1..).unwrap_or_default();
         let ready =

@@ -2,14 +2,16 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::print_stdout)]
 
 mod boot;
+mod cli;
 mod common;
 mod config;
+mod dhcp;
 mod guests;
+mod http;
 mod lab;
 mod recovery;
 mod simpool;
 mod store;
-mod xen;
-mod dhcp;
-mod http;
 mod tftp;
+mod walks;
+mod xen;

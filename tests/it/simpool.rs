@@ -1,15 +1,21 @@
 //! The simulated pool over its real body: bytes on a socket, no client library of ours.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use bootflip::{
+    clock::Timestamp,
     sim::{
         faults::{Fault, FaultKind, FaultPlan, Trigger},
         pool::{BootMode, DEFAULT_PASSWORD, DEFAULT_USER, GuestAct, PersonAct, Pool, Release, VmSpec},
         server::{SimOptions, SimServer},
     },
-    xen::Failure,
+    xen::{CallError, Failure, Method, Transport, Value, api::Api, records},
 };
+use futures_util::future::BoxFuture;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -258,5 +264,81 @@ async fn what_is_no_call_gets_a_page_of_html() {
             reply.starts_with(&format!("HTTP/1.1 {status}")) && reply.contains("<html>"),
             "{request}: {reply}"
         );
+    }
+}
+
+/// The model without sockets, at an instant of the test's own.
+#[derive(Debug)]
+struct Direct(Mutex<(Pool, Timestamp)>);
+
+impl Direct {
+    fn wait(&self, span: Duration) {
+        let mut held = self.0.lock().unwrap();
+        let now = held.1 + span;
+        held.0.advance(now);
+        held.1 = now;
+    }
+}
+
+impl Transport for Direct {
+    fn call<'a>(&'a self, method: Method, params: Vec<Value>) -> BoxFuture<'a, Result<Value, CallError>> {
+        let mut held = self.0.lock().unwrap();
+        let now = held.1;
+        let answer = held.0.call_trusted(now, method, &params);
+        let answer = answer.map_err(|failure| CallError::Failed { method: method.name(), failure });
+        Box::pin(std::future::ready(answer))
+    }
+}
+
+#[tokio::test]
+async fn the_typed_client_reads_every_record_of_every_release() {
+    for release in Release::ALL {
+        let mut pool = Pool::new(3, release);
+        let uuid =
+            pool.add_vm(VmSpec { name: "web-01".to_owned(), bootable: Some(Ok(())), ..VmSpec::default() });
+        let direct = Arc::new(Direct(Mutex::new((pool, Timestamp::from_millis(1_767_268_800_000)))));
+        let api = Api::new(direct.clone());
+        let vm = api.vm_by_uuid(&uuid).await.unwrap();
+        assert_eq!(api.vms_by_name("web-01").await.unwrap(), [vm.as_str()]);
+        assert_eq!((api.vms().await.unwrap().len(), api.vifs().await.unwrap().len()), (3, 1));
+        assert_eq!((api.pools().await.unwrap().len(), api.hosts().await.unwrap().len()), (1, 2));
+        assert_eq!(api.possible_hosts(&vm).await.unwrap().len(), 2);
+        let record = api.vm_record(&vm).await.unwrap();
+        assert_eq!(record.domain_type.is_some(), release.has_domain_type());
+        assert!(record.is_pv() && records::never_ran(&api.vm_metrics(&record.metrics).await.unwrap()));
+        let vbd = api.vbd(&record.vbds[0]).await.unwrap();
+        assert_eq!(api.vdi(&vbd.vdi).await.unwrap().virtual_size, 8 << 30);
+        api.vif(&record.vifs[0]).await.unwrap();
+        api.add_to_other_config(&vm, "bootflip:claim", "{}").await.unwrap();
+        api.sync_database().await.unwrap();
+        api.set_hvm_boot_params(&vm, &BTreeMap::from([("order".to_owned(), "n".to_owned())])).await.unwrap();
+        let flipped = api.set_domain_type(&vm, "hvm").await;
+        assert_eq!(flipped.is_ok(), release.has_domain_type());
+        api.set_hvm_boot_policy(&vm, "BIOS order").await.unwrap();
+        for set in [
+            api.set_actions_after_shutdown(&vm, "destroy").await,
+            api.set_actions_after_reboot(&vm, "destroy").await,
+            api.set_actions_after_crash(&vm, "destroy").await,
+            api.set_pv_bootloader(&vm, "pygrub").await,
+            api.add_to_platform(&vm, "new", "true").await,
+            api.remove_from_platform(&vm, "new").await,
+        ] {
+            set.unwrap();
+        }
+        let task = api.start(&vm, true).await.unwrap();
+        assert_eq!(api.task(&task).await.unwrap().failure(), None);
+        direct.wait(Duration::from_secs(5));
+        api.unpause(&vm).await.unwrap();
+        assert!(!records::never_ran(&api.vm_metrics(&record.metrics).await.unwrap()));
+        let task = api.clean_shutdown(&vm).await.unwrap();
+        direct.wait(Duration::from_secs(5));
+        assert!(api.task(&task).await.unwrap().failure().is_some(), "no tools");
+        api.task_destroy(&task).await.unwrap();
+        api.hard_shutdown(&vm).await.unwrap();
+        direct.wait(Duration::from_secs(5));
+        assert_eq!(api.vm_record(&vm).await.unwrap().power_state, records::PowerState::Halted);
+        api.remove_from_other_config(&vm, "bootflip:claim").await.unwrap();
+        let batch = api.event_from(&["VM", "task"], "", Duration::from_secs(30)).await.unwrap();
+        assert!(batch.events.len() >= 4, "{batch:?}");
     }
 }

@@ -41,6 +41,7 @@ impl Rig {
         std::fs::create_dir(scene.root().join("pxelinux.cfg")).unwrap();
         std::fs::write(scene.root().join("pxelinux.cfg/default"), "never served").unwrap();
         let config = TftpConfig {
+            loader: "undionly.kpxe".to_owned(),
             listen: [1, 2].map(|n| SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, n), 0)).into(),
             root: scene.root(),
             device: Some("lo".into()),

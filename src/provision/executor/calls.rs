@@ -2,6 +2,7 @@
 
 use super::{Executor, OperationError};
 use crate::{
+    clock::Timestamp,
     config::EvidenceKind,
     provision::{
         job::{Effect, Job},
@@ -59,7 +60,19 @@ impl Executor {
         } else {
             Vec::new()
         };
-        Ok(Observed { vm, metrics, task, guest_addresses })
+        let domid_since = self.domid_since(&vm.uuid, vm.domid);
+        Ok(Observed { vm, metrics, domid_since, task, guest_addresses })
+    }
+
+    /// Since when the VM has had this domid, as far as this server has looked.
+    fn domid_since(&self, uuid: &str, domid: i64) -> Timestamp {
+        let now = self.parts.clock.now();
+        let mut memory = self.memory();
+        let known = memory.domids.entry(uuid.to_owned()).or_insert((domid, now));
+        if known.0 != domid {
+            *known = (domid, now);
+        }
+        known.1
     }
 
     async fn reference(&self, api: &Api, uuid: &str) -> Result<String, CallError> {

@@ -108,5 +108,6 @@ async fn observe(api: &Api, uuid: &str, trail: &Trail) -> Result<Observed, CallE
         Some(task) => Some(task_state(api, task).await?),
         None => None,
     };
-    Ok(Observed { vm, metrics, task, guest_addresses: Vec::new() })
+    let domid_since = Timestamp::default();
+    Ok(Observed { vm, metrics, domid_since, task, guest_addresses: Vec::new() })
 }

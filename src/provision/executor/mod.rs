@@ -7,6 +7,7 @@
 mod calls;
 pub mod claims;
 mod facts;
+pub mod lookups;
 mod reports;
 
 use std::{
@@ -113,6 +114,7 @@ pub struct Executor {
 struct Memory {
     trails: HashMap<String, (Intent, u32, Trail)>,
     references: HashMap<String, String>,
+    domids: HashMap<String, (i64, Timestamp)>,
     tokens: HashMap<TokenHash, (String, Channel)>,
     renders: HashMap<TokenHash, String>,
     macs: HashMap<MacAddr, String>,
@@ -395,7 +397,15 @@ impl Executor {
                 return self.note(job, event).await.map(Err);
             }
             let (before, domid_before) = (seen.metrics.start_time, seen.vm.domid);
-            Some(StartRecord { before, domid_before, intended: now, task: None, seen: None, at: None })
+            Some(StartRecord {
+                before,
+                domid_before,
+                intended: now,
+                task: None,
+                seen: None,
+                domid: None,
+                at: None,
+            })
         } else {
             None
         };

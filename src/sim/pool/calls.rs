@@ -48,9 +48,9 @@ impl Pool {
         };
         let (class, message) = plain.split_once('.').ok_or_else(unknown)?;
         if role < role_for(class, message) {
-            let words = ["No permission in user session", plain];
-            return Err(Failure::new("RBAC_PERMISSION_DENIED", &[plain, words[0]]));
+            return Err(Failure::new("RBAC_PERMISSION_DENIED", &[plain, "No permission in user session"]));
         }
+        check_count(plain, message, params)?;
         match (class, message, is_async) {
             ("session", "login_with_password", false) => return self.login(params),
             ("session", "logout", false) => return Ok(Value::void()),
@@ -90,34 +90,32 @@ impl Pool {
         {
             return Some(answer);
         }
-        Some(match (class, message) {
-            (Class::Pool, "sync_database") => {
+        Some(match message {
+            "sync_database" if class == Class::Pool => {
                 self.db.sync();
                 Ok(Value::void())
             }
-            (Class::Task, "destroy") => self.existing(class, params).map(|task| {
+            "destroy" if class == Class::Task => self.existing(class, params).map(|task| {
                 self.destroy_task(now, &task);
                 Value::void()
             }),
-            (_, "get_all") => {
-                Ok(Value::Array(self.db.rows(class).map(|(row, _)| Value::string(row)).collect()))
-            }
-            (_, "get_all_records") => {
+            "get_all" => Ok(Value::Array(self.db.rows(class).map(|(row, _)| Value::string(row)).collect())),
+            "get_all_records" => {
                 let record = |(reference, row): (&String, &super::db::Row)| {
                     (reference.clone(), Value::Struct(row.fields.clone()))
                 };
                 Ok(Value::Struct(self.db.rows(class).map(record).collect()))
             }
-            (_, "get_record") => self.existing(class, params).map(|reference| {
+            "get_record" => self.existing(class, params).map(|reference| {
                 let fields = self.db.row(class, &reference).map(|row| row.fields.clone());
                 Value::Struct(fields.unwrap_or_default())
             }),
-            (_, "get_by_uuid") => text_param(params, 0).and_then(|uuid| {
+            "get_by_uuid" => text_param(params, 0).and_then(|uuid| {
                 let found = self.db.by_uuid(class, uuid).map(Value::string);
                 found.ok_or_else(|| Failure::new("UUID_INVALID", &[class.name(), uuid]))
             }),
-            (_, "get_by_name_label") => text_param(params, 0).map(|name| self.named(class, name)),
-            (_, other) => return self.field_message(now, class, other, params),
+            "get_by_name_label" => text_param(params, 0).map(|name| self.named(class, name)),
+            other => return self.field_message(now, class, other, params),
         })
     }
 
@@ -192,13 +190,13 @@ impl Pool {
         params: &[Value],
     ) -> Option<Result<Value, Failure>> {
         let api = self.release.api;
-        let (verb, field) =
-            [("add_to_", Kind::Map), ("remove_from_", Kind::Map), ("get_", Kind::Text), ("set_", Kind::Text)]
-                .into_iter()
-                .find_map(|(verb, _)| message.strip_prefix(verb).map(|field| (verb, field)))
-                .or_else(|| matches!(message, "add_tags" | "remove_tags").then_some((message, "tags")))?;
+        let (verb, field) = ["add_to_", "remove_from_", "get_", "set_"]
+            .into_iter()
+            .find_map(|verb| message.strip_prefix(verb).map(|field| (verb, field)))
+            .or_else(|| matches!(message, "add_tags" | "remove_tags").then_some((message, "tags")))?;
         let spec = class.field(api, field)?;
-        if verb != "get_" && !spec.writable || verb.contains("to_") && spec.kind != Kind::Map {
+        let on_maps = matches!(verb, "add_to_" | "remove_from_");
+        if verb != "get_" && !spec.writable || on_maps && spec.kind != Kind::Map {
             return None;
         }
         let reference = match self.existing(class, params) {
@@ -356,6 +354,24 @@ fn role_for(class: &str, message: &str) -> Role {
     }
 }
 
+/// The number of parameters, without the session.
+fn check_count(method: &str, message: &str, params: &[Value]) -> Result<(), Failure> {
+    let expected = match message {
+        "start" | "from" => 3,
+        "clone" => 2,
+        "get_all" | "get_all_records" | "sync_database" => 0,
+        _ if Op::named(message).is_some() || message.starts_with("get_") => 1,
+        _ if message.starts_with("set_") || message.starts_with("remove_from_") => 2,
+        _ if message.starts_with("add_to_") => 3,
+        _ => return Ok(()),
+    };
+    if params.len() == expected {
+        return Ok(());
+    }
+    let words = [method, &expected.to_string(), &params.len().to_string()];
+    Err(Failure::new("MESSAGE_PARAMETER_COUNT_MISMATCH", &words))
+}
+
 fn check_enum(field: &str, value: &str) -> Result<(), Failure> {
     match ENUMS.iter().find(|(name, _)| *name == field) {
         Some((_, values)) if !values.contains(&value) => Err(Failure::new("INVALID_VALUE", &[field, value])),
@@ -386,10 +402,8 @@ pub(super) fn text_param(params: &[Value], index: usize) -> Result<&str, Failure
 
 /// The boolean parameter at this place.
 pub(super) fn flag_param(params: &[Value], index: usize) -> Result<bool, Failure> {
-    match params.get(index) {
-        Some(Value::Bool(flag)) => Ok(*flag),
-        _ => Err(bad_parameter(index)),
-    }
+    let Some(Value::Bool(flag)) = params.get(index) else { return Err(bad_parameter(index)) };
+    Ok(*flag)
 }
 
 fn bad_parameter(index: usize) -> Failure {

@@ -103,21 +103,17 @@ impl Db {
 
     /// The texts of a set.
     pub(super) fn set_of(&self, class: Class, reference: &str, field: &str) -> Vec<String> {
-        match self.value(class, reference, field) {
-            Some(Value::Array(items)) => items.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
-            _ => Vec::new(),
-        }
+        let Some(Value::Array(items)) = self.value(class, reference, field) else { return Vec::new() };
+        items.iter().filter_map(Value::as_str).map(str::to_owned).collect()
     }
 
     /// A map of texts.
     pub(super) fn map_of(&self, class: Class, reference: &str, field: &str) -> BTreeMap<String, String> {
-        match self.value(class, reference, field) {
-            Some(Value::Struct(members)) => members
-                .iter()
-                .map(|(key, value)| (key.clone(), value.as_str().unwrap_or_default().to_owned()))
-                .collect(),
-            _ => BTreeMap::new(),
-        }
+        let Some(Value::Struct(members)) = self.value(class, reference, field) else {
+            return BTreeMap::new();
+        };
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        members.iter().map(|(key, value)| (key.clone(), text(value))).collect()
     }
 
     /// Writes a field. A field that the release does not have, or a row that is gone, is left alone.

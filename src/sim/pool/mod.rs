@@ -318,7 +318,8 @@ impl Pool {
     }
 
     /// The coordinator's toolstack starts again: sessions and tasks vanish, writes of the last `lose` that were not
-    /// synced are forgotten, and records follow the domains again. What a host had begun goes on.
+    /// synced are forgotten (five minutes at most: older ones are on disk), and records follow the domains again.
+    /// What a host had begun goes on.
     pub fn restart_coordinator(&mut self, now: Timestamp, lose: Duration) {
         self.advance(now);
         self.sessions.clear();

@@ -31,10 +31,8 @@ impl Draft {
     }
 
     fn text(&mut self, field: &str, text: &str) -> &mut Self {
-        let value = match self.0.get(field) {
-            Some(Value::DateTime(_)) => Value::DateTime(text.to_owned()),
-            _ => Value::string(text),
-        };
+        let is_date = matches!(self.0.get(field), Some(Value::DateTime(_)));
+        let value = if is_date { Value::DateTime(text.to_owned()) } else { Value::string(text) };
         self.put(field, value)
     }
 

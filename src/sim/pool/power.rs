@@ -412,30 +412,29 @@ impl Pool {
         Some(if self.db.text(Class::Vbd, first, "type") == "CD" { DiskKind::Cd } else { DiskKind::Disk })
     }
 
-    /// A host that takes the VM: enabled, with memory, and with VT for HVM.
+    /// The host that takes the VM.
     fn choose_host(&self, vm: &str, boot: BootKind) -> Result<String, Failure> {
         if boot == BootKind::Hvm && !self.hosts.iter().any(|host| host.spec.hvm) {
             return Err(Failure::new("VM_HVM_REQUIRED", &[vm]));
         }
-        let needed = self.memory_of(vm) + overhead(boot);
-        let free = |host: &&super::Host| host.spec.memory.saturating_sub(self.used_on(&host.reference));
-        self.hosts
-            .iter()
-            .filter(|host| host.spec.enabled && (host.spec.hvm || boot == BootKind::Pv))
-            .max_by_key(free)
-            .filter(|host| free(host) >= needed)
-            .map(|host| host.reference.clone())
-            .ok_or_else(|| Failure::new("NO_HOSTS_AVAILABLE", &[]))
+        let roomiest = self.fitting_hosts(vm, boot).max_by_key(|host| self.free_on(host));
+        roomiest.map(|host| host.reference.clone()).ok_or_else(|| Failure::new("NO_HOSTS_AVAILABLE", &[]))
     }
 
     /// Hosts that could start the VM now, in the mode that its record has.
     pub(super) fn possible_hosts(&self, vm: &str) -> Vec<String> {
-        let boot = if self.db.text(Class::Vm, vm, "HVM_boot_policy").is_empty() {
-            BootKind::Pv
-        } else {
-            BootKind::Hvm
-        };
-        self.choose_host(vm, boot).into_iter().collect()
+        self.fitting_hosts(vm, self.planned_mode(vm).0).map(|host| host.reference.clone()).collect()
+    }
+
+    /// Hosts that are enabled, with memory, and with VT for HVM.
+    fn fitting_hosts(&self, vm: &str, boot: BootKind) -> impl Iterator<Item = &super::Host> {
+        let needed = self.memory_of(vm) + overhead(boot);
+        let able = move |host: &&super::Host| host.spec.enabled && (host.spec.hvm || boot == BootKind::Pv);
+        self.hosts.iter().filter(able).filter(move |host| self.free_on(host) >= needed)
+    }
+
+    fn free_on(&self, host: &super::Host) -> u64 {
+        host.spec.memory.saturating_sub(self.used_on(&host.reference))
     }
 
     fn used_on(&self, host: &str) -> u64 {

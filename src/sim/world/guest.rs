@@ -234,7 +234,7 @@ impl Guest {
             }
             Try::Again => {
                 let until = *self.retry_until.get_or_insert(now + PATIENCE);
-                self.next = now + Duration::from_secs(3);
+                self.next = now + Duration::from_secs(15);
                 if now >= until {
                     // What cannot report powers off; what cannot boot sits there.
                     let installing = matches!(act, Act::Stage(_));

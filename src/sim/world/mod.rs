@@ -402,17 +402,7 @@ impl World {
     pub fn person(&mut self, vm: &str, act: &PersonAct) -> bool {
         let mut shared = self.wires.lock();
         let shared = &mut *shared;
-        let before = shared.pool.truth(vm);
-        let done = shared.pool.person(shared.now, vm, act).is_ok();
-        if let (Some(before), Some(after)) = (before, shared.pool.truth(vm)) {
-            let theirs = shared.ledger.person_starts.entry(vm.to_owned()).or_default();
-            theirs.0 += after.hvm_starts - before.hvm_starts;
-            theirs.1 += after.pv_starts - before.pv_starts;
-        }
-        if done {
-            shared.ledger.person(vm, act, &shared.pool);
-        }
-        done
+        shared.ledger.person_acts(&mut shared.pool, shared.now, vm, act)
     }
 
     /// Something is told or changed behind the scenes.

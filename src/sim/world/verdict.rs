@@ -107,8 +107,22 @@ impl Ledger {
             .max_by_key(|job| (!job.state.is_terminal(), job.created))
     }
 
-    /// A person did this.
-    pub fn person(&mut self, vm: &str, act: &PersonAct, pool: &Pool) {
+    /// A person does this, with another client. False: the pool refused it.
+    pub fn person_acts(&mut self, pool: &mut Pool, now: Timestamp, vm: &str, act: &PersonAct) -> bool {
+        let before = pool.truth(vm);
+        let done = pool.person(now, vm, act).is_ok();
+        if let (Some(before), Some(after)) = (before, pool.truth(vm)) {
+            let theirs = self.person_starts.entry(vm.to_owned()).or_default();
+            theirs.0 += after.hvm_starts - before.hvm_starts;
+            theirs.1 += after.pv_starts - before.pv_starts;
+        }
+        if done {
+            self.person(vm, act, pool);
+        }
+        done
+    }
+
+    fn person(&mut self, vm: &str, act: &PersonAct, pool: &Pool) {
         let domain = pool.truth(vm).and_then(|truth| truth.domain).map(|domain| domain.domid);
         match act {
             PersonAct::Start | PersonAct::HardReboot | PersonAct::CleanReboot => {
@@ -152,7 +166,7 @@ impl Ledger {
         }
         let found = truth.claim.as_deref().and_then(|text| serde_json::from_str::<Claim>(text).ok());
         let ours = found.as_ref().is_some_and(|claim| Some(claim.nonce.as_str()) == job.nonce());
-        let waived = job.resolution == Some(Resolution::Restore);
+        let waived = matches!(job.resolution, Some(Resolution::Restore | Resolution::Accept));
         match method {
             Method::VmAddToOtherConfig if key == CLAIM_KEY => {}
             Method::VmRemoveFromOtherConfig if key == CLAIM_KEY && !ours => {
@@ -166,6 +180,10 @@ impl Ledger {
         if matches!(method, Method::VmHardShutdown | Method::VmCleanShutdown)
             && let Some(domain) = &truth.domain
             && self.person_domains.contains(&(truth.uuid.clone(), domain.domid))
+            // A start of ours whose answer never came, and a person's in the same seconds, cannot be told apart.
+            && job.start.as_ref().is_none_or(|start| start.seen.is_some())
+            // A reinstall stops what runs, whoever started it.
+            && job.cursor != Some(Effect::Stop)
         {
             self.violation("I6", "a domain that a person started is shut down");
         }
@@ -327,7 +345,7 @@ impl Ledger {
             let Some(truth) = pool.truth(&job.vm_uuid) else { continue };
             let given_up =
                 matches!(job.reason, Some(Reason::Abandoned | Reason::Accepted | Reason::ClaimedByOther));
-            if job.state.is_terminal() && !given_up {
+            if job.state.is_terminal() && job.claim.is_some() && !given_up {
                 self.restored("I1", &truth);
             }
             let intents = self.start_intents.get(&job.vm_uuid).copied().unwrap_or_default();

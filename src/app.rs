@@ -1,1 +1,0 @@
-//! Wires, binds, spawns and waits.

@@ -1,0 +1,353 @@
+//! Does what the admin socket is asked: looks at jobs and VMs, plans, makes jobs, operates them. A shell over the
+//! executor and the pools; it decides nothing about a job itself.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use futures_util::{StreamExt, future::join_all, stream};
+
+use super::{
+    inventory::Known,
+    machines::{self, VmView},
+    orders::{Health, Order, OrderAnswer, OrderLine, Outcome, PoolAway, RenderOrder},
+    preview::{self, PreviewError, machine_config, profile_for},
+    selection::{Candidate, Selection, resolve},
+    views::{self, JobView},
+};
+use crate::{
+    boot::{
+        Gate,
+        render::{Templates, Urls},
+    },
+    clock::Clock,
+    config::Config,
+    provision::{
+        Event,
+        executor::{Executor, OperationError},
+        job::{NewJob, Options},
+        reason::Reason,
+    },
+    xen::{CallError, api::Api, records::VmRecord},
+};
+
+/// VMs that are looked at or ordered at once.
+const AT_ONCE: usize = 4;
+
+/// Why an order was not carried out at all.
+#[derive(Debug, thiserror::Error)]
+pub enum DeskError {
+    /// The executor's.
+    #[error(transparent)]
+    Operation(#[from] OperationError),
+    /// A VM's name: none, or several.
+    #[error("{0}")]
+    NoSuchVm(String),
+    /// No VM was named.
+    #[error("no VM was named")]
+    Empty,
+    /// A pool does not answer.
+    #[error("pool {pool} does not answer")]
+    Pool {
+        /// Its name.
+        pool: String,
+        /// Why.
+        source: CallError,
+    },
+    /// Profile or template.
+    #[error(transparent)]
+    Preview(#[from] PreviewError),
+}
+
+/// What the desk works with.
+#[derive(Debug)]
+pub struct Desk {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// The jobs.
+    pub executor: Arc<Executor>,
+    /// The pools, by name.
+    pub apis: BTreeMap<String, Api>,
+    /// What the watchers know of them.
+    pub known: Known,
+    /// The boot gate.
+    pub gate: Gate,
+    /// The templates.
+    pub templates: Arc<Templates>,
+    /// The boot URLs, where boot HTTP is on.
+    pub urls: Option<Urls>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Desk {
+    /// How the server is.
+    pub fn health(&self) -> Health {
+        let away = |(pool, problem): (String, Option<String>)| Some(PoolAway { pool, problem: problem? });
+        let mut machines = 0;
+        self.gate.update(|table| machines = table.len());
+        Health {
+            server: self.config.server_name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            jobs: self.executor.live().iter().filter(|job| !job.state.is_terminal()).count(),
+            machines,
+            pools_away: self.known.problems().into_iter().filter_map(away).collect(),
+        }
+    }
+
+    /// All jobs, oldest first, without their logs.
+    pub async fn jobs(&self) -> Result<Vec<JobView>, DeskError> {
+        let jobs = self.executor.all().await.map_err(OperationError::from)?;
+        let now = self.clock.now();
+        Ok(jobs.iter().map(|job| views::brief(job, now)).collect())
+    }
+
+    /// One job.
+    pub async fn job(&self, id: &str) -> Result<JobView, DeskError> {
+        let job = self.executor.job(id).await.map_err(OperationError::from)?;
+        let job = job.ok_or_else(|| OperationError::NoSuchJob(id.to_owned()))?;
+        Ok(views::full(&job, self.clock.now()))
+    }
+
+    /// Cancel, retry or resolve.
+    pub async fn operate(&self, id: &str, event: Event) -> Result<JobView, DeskError> {
+        let job = self.executor.operate(id, event).await?;
+        Ok(views::full(&job, self.clock.now()))
+    }
+
+    /// What an order would come to; changes nothing.
+    pub async fn plan(&self, order: &Order, asked_by: &str) -> Result<OrderAnswer, DeskError> {
+        self.carry_out(order, asked_by, Deed::Plan).await
+    }
+
+    /// Makes the jobs of an order; none when one of its selectors cannot be resolved.
+    pub async fn deploy(&self, order: &Order, asked_by: &str) -> Result<OrderAnswer, DeskError> {
+        self.carry_out(order, asked_by, Deed::Make).await
+    }
+
+    async fn carry_out(&self, order: &Order, asked_by: &str, deed: Deed) -> Result<OrderAnswer, DeskError> {
+        if order.selectors.is_empty() {
+            return Err(DeskError::Empty);
+        }
+        if let Some(name) = &order.profile {
+            profile_for(&self.config, Some(name), "", "")?;
+        }
+        let (candidates, pools_away) = self.candidates().await;
+        let Selection { chosen, unresolved } = resolve(&order.selectors, &candidates);
+        if deed == Deed::Make && !unresolved.is_empty() {
+            // A mistyped name: better none than some.
+            return Ok(OrderAnswer { vms: Vec::new(), unresolved, pools_away });
+        }
+        let batch = order.max_parallel.map(|cap| (new_id(), cap.max(1)));
+        let asked = Asked { order, asked_by, batch, deed };
+        let lines = stream::iter(chosen).map(|vm| self.line(vm, &asked)).buffered(AT_ONCE);
+        Ok(OrderAnswer { vms: lines.collect().await, unresolved, pools_away })
+    }
+
+    /// One VM of an order.
+    async fn line(&self, vm: Candidate, asked: &Asked<'_>) -> OrderLine {
+        let mut line = blank(&vm);
+        if let Some(live) = self.live_job(&vm) {
+            return OrderLine {
+                outcome: Outcome::Existing,
+                detail: format!("it has a live job, which is {}", live.1),
+                job: Some(live.0),
+                ..line
+            };
+        }
+        let new = match self.new_job(&vm, asked) {
+            Ok(new) => new,
+            Err(error) => return OrderLine { detail: error.to_string(), ..line },
+        };
+        line.profile = Some(new.profile.name.clone());
+        if asked.deed == Deed::Plan || !asked.order.planned {
+            line = self.look(line, &new).await;
+            if asked.deed == Deed::Plan || line.outcome == Outcome::Refused {
+                return line;
+            }
+        }
+        match self.executor.create(new).await {
+            Ok((job, true)) => OrderLine { outcome: Outcome::Created, job: Some(job.id), ..line },
+            Ok((job, false)) => OrderLine { outcome: Outcome::Existing, job: Some(job.id), ..line },
+            Err(error) => OrderLine { outcome: Outcome::Refused, detail: error.to_string(), ..line },
+        }
+    }
+
+    /// E0, without a job.
+    async fn look(&self, line: OrderLine, new: &NewJob) -> OrderLine {
+        let preview = match self.executor.preview(new.clone()).await {
+            Ok(Ok(preview)) => preview,
+            Ok(Err(error)) if error.failure().is_none() => {
+                return OrderLine { outcome: Outcome::Unknown, detail: error.to_string(), ..line };
+            }
+            Ok(Err(error)) => return OrderLine { detail: error.to_string(), ..line },
+            Err(error) => return OrderLine { detail: error.to_string(), ..line },
+        };
+        match preview.verdict {
+            Ok(cleared) => {
+                let erases = cleared.disk.map(|(position, _)| {
+                    let words = format!("{position} ");
+                    preview.disks.iter().find(|disk| disk.starts_with(&words)).cloned().unwrap_or(position)
+                });
+                let detail = if cleared.running { "it runs, and is shut down first" } else { "" };
+                OrderLine {
+                    outcome: Outcome::Ready,
+                    erases,
+                    disks: preview.disks,
+                    detail: detail.to_owned(),
+                    ..line
+                }
+            }
+            Err((reason, detail)) => refused(OrderLine { disks: preview.disks, ..line }, reason, detail),
+        }
+    }
+
+    fn live_job(&self, vm: &Candidate) -> Option<(String, String)> {
+        let live = self.executor.live();
+        live.into_iter()
+            .find(|job| job.pool == vm.pool && job.vm_uuid == vm.uuid && !job.state.is_terminal())
+            .map(|job| (job.id, job.state.to_string()))
+    }
+
+    fn new_job(&self, vm: &Candidate, asked: &Asked<'_>) -> Result<NewJob, PreviewError> {
+        let order = asked.order;
+        let profile = profile_for(&self.config, order.profile.as_deref(), &vm.uuid, &vm.name)?.clone();
+        let machine = machine_config(&self.config, &vm.uuid, &vm.name);
+        Ok(NewJob {
+            id: new_id(),
+            pool: vm.pool.clone(),
+            vm_uuid: vm.uuid.clone(),
+            vm_name: vm.name.clone(),
+            variables: preview::variables(&profile, machine),
+            profile,
+            deadlines: self.config.deadlines.clone(),
+            options: Options {
+                reinstall: order.reinstall,
+                keep_hvm_seconds: order.keep_hvm_seconds,
+                disk: machine.and_then(|machine| machine.disk.clone()),
+                mac: machine.and_then(|machine| machine.mac),
+                batch: asked.batch.clone(),
+            },
+            asked_by: asked.asked_by.to_owned(),
+        })
+    }
+
+    /// The VMs of all pools; of a pool that does not answer, those that it had when it was last read.
+    async fn candidates(&self) -> (Vec<Candidate>, Vec<PoolAway>) {
+        let (mut candidates, mut away) = (Vec::new(), Vec::new());
+        for (pool, read) in self.read_pools().await {
+            match read {
+                Ok(vms) => candidates.extend(vms.iter().map(|vm| Candidate::of(&pool, vm))),
+                Err(error) => {
+                    candidates.extend(self.known.vms(&pool));
+                    away.push(PoolAway { pool, problem: error.to_string() });
+                }
+            }
+        }
+        (candidates, away)
+    }
+
+    async fn read_pools(&self) -> Vec<(String, Result<Vec<VmRecord>, CallError>)> {
+        join_all(self.apis.iter().map(async |(pool, api)| (pool.clone(), api.vms().await))).await
+    }
+
+    /// All VMs of all pools, by pool and name, and the pools that do not answer.
+    pub async fn vms(&self) -> (Vec<VmView>, Vec<PoolAway>) {
+        let (mut vms, mut away) = (Vec::new(), Vec::new());
+        for (pool, read) in self.read_pools().await {
+            match read {
+                Ok(records) => vms.extend(records.iter().map(|vm| machines::view(&pool, vm))),
+                Err(error) => away.push(PoolAway { pool, problem: error.to_string() }),
+            }
+        }
+        vms.sort_by(|a, b| (&a.pool, &a.name, &a.uuid).cmp(&(&b.pool, &b.name, &b.uuid)));
+        (vms, away)
+    }
+
+    /// One VM, by name or uuid.
+    pub async fn vm(&self, name: &str) -> Result<VmView, DeskError> {
+        let (pool, vm) = self.find(name).await?;
+        Ok(machines::view(&pool, &vm))
+    }
+
+    /// What a machine would be served.
+    pub async fn render(&self, order: &RenderOrder) -> Result<String, DeskError> {
+        let (pool, vm) = self.find(&order.vm).await?;
+        let profile = profile_for(&self.config, order.profile.as_deref(), &vm.uuid, &vm.name_label)?;
+        let api = self.apis.get(&pool).ok_or_else(|| OperationError::NoSuchPool(pool.clone()))?;
+        let what = (&vm, profile, order.kind);
+        Ok(preview::render(&self.config, &self.templates, self.urls.as_ref(), api, what).await?)
+    }
+
+    async fn find(&self, name: &str) -> Result<(String, VmRecord), DeskError> {
+        find(&self.apis, name).await
+    }
+}
+
+/// One VM of these pools, by name or uuid.
+pub async fn find(apis: &BTreeMap<String, Api>, name: &str) -> Result<(String, VmRecord), DeskError> {
+    let mut all = Vec::new();
+    let mut away = None;
+    for (pool, api) in apis {
+        match api.vms().await {
+            Ok(vms) => all.extend(vms.into_iter().map(|vm| (pool.clone(), vm))),
+            Err(source) => away = Some(DeskError::Pool { pool: pool.clone(), source }),
+        }
+    }
+    let candidates: Vec<Candidate> = all.iter().map(|(pool, vm)| Candidate::of(pool, vm)).collect();
+    let Selection { chosen, unresolved } = resolve(&[name.to_owned()], &candidates);
+    match (chosen.as_slice(), unresolved.first()) {
+        ([one], _) => {
+            let found = all.into_iter().find(|(_, vm)| vm.uuid == one.uuid);
+            found.ok_or_else(|| DeskError::NoSuchVm(name.to_owned()))
+        }
+        (_, Some(unresolved)) => {
+            Err(away.unwrap_or_else(|| DeskError::NoSuchVm(format!("{name}: {}", unresolved.problem))))
+        }
+        ([] | [_, _, ..], None) => {
+            Err(DeskError::NoSuchVm(format!("{name}: {} VMs fit; name one", chosen.len())))
+        }
+    }
+}
+
+/// Whether jobs are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Deed {
+    Plan,
+    Make,
+}
+
+struct Asked<'a> {
+    order: &'a Order,
+    asked_by: &'a str,
+    batch: Option<(String, u32)>,
+    deed: Deed,
+}
+
+fn blank(vm: &Candidate) -> OrderLine {
+    OrderLine {
+        vm: vm.name.clone(),
+        vm_uuid: vm.uuid.clone(),
+        pool: vm.pool.clone(),
+        profile: None,
+        outcome: Outcome::Refused,
+        job: None,
+        reason: None,
+        detail: String::new(),
+        remedy: None,
+        erases: None,
+        disks: Vec::new(),
+    }
+}
+
+fn refused(line: OrderLine, reason: Reason, detail: String) -> OrderLine {
+    OrderLine {
+        outcome: Outcome::Refused,
+        reason: Some(reason.label().to_owned()),
+        remedy: Some(reason.remedy().to_owned()),
+        detail,
+        ..line
+    }
+}
+
+fn new_id() -> String {
+    uuid::Uuid::now_v7().to_string()
+}

@@ -1,0 +1,194 @@
+//! What the pools have: every guest's NIC becomes a machine that the boot gate knows, and a changed VM wakes its job.
+//! A shell. Events are wake-ups only; every job also looks by itself, so that a pool without events is only slower.
+//!
+//! Invariant: an armed machine is never touched from here.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::selection::Candidate;
+use crate::{
+    boot::{Gate, Machine},
+    machine::MacAddr,
+    provision::executor::{Executor, Wakers},
+    xen::{CallError, Value, api::Api, records::ObjectEvent},
+};
+
+/// How often the VMs and NICs of a pool are read.
+const REFRESH: Duration = Duration::from_secs(60);
+
+/// How long one wait for events lasts.
+const EVENT_WAIT: Duration = Duration::from_secs(30);
+
+/// The first and the longest pause after the pool could not be asked.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// What is known of the pools; shared with the admin socket.
+#[derive(Debug, Clone, Default)]
+pub struct Known(Arc<Mutex<BTreeMap<String, PoolKnown>>>);
+
+/// What is known of one pool.
+#[derive(Debug, Clone, Default)]
+pub struct PoolKnown {
+    /// Its VMs when it was last read.
+    pub vms: Vec<Candidate>,
+    /// Why it could not be read the last time.
+    pub problem: Option<String>,
+}
+
+impl Known {
+    /// The pool's VMs as they were last read.
+    pub fn vms(&self, pool: &str) -> Vec<Candidate> {
+        self.locked(|pools| pools.get(pool).map(|known| known.vms.clone()).unwrap_or_default())
+    }
+
+    /// Why each pool could not be read the last time; `None`: it could.
+    pub fn problems(&self) -> BTreeMap<String, Option<String>> {
+        self.locked(|pools| pools.iter().map(|(name, known)| (name.clone(), known.problem.clone())).collect())
+    }
+
+    fn locked<T>(&self, act: impl FnOnce(&mut BTreeMap<String, PoolKnown>) -> T) -> T {
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Notes a reading; whether the pool's standing changed.
+    fn note(&self, pool: &str, read: Result<Vec<Candidate>, String>) -> bool {
+        self.locked(|pools| {
+            let new = !pools.contains_key(pool);
+            let known = pools.entry(pool.to_owned()).or_default();
+            let was_away = known.problem.is_some();
+            match read {
+                Ok(vms) => *known = PoolKnown { vms, problem: None },
+                Err(problem) => known.problem = Some(problem),
+            }
+            new || was_away != known.problem.is_some()
+        })
+    }
+}
+
+/// Watches one pool.
+#[derive(Debug)]
+pub struct Watcher {
+    /// The pool's name.
+    pub pool: String,
+    /// Its calls.
+    pub api: Api,
+    /// Where its machines become known.
+    pub gate: Gate,
+    /// Whose jobs are woken.
+    pub executor: Arc<Executor>,
+    /// By what.
+    pub wakers: Arc<dyn Wakers>,
+    /// Where its VMs are noted.
+    pub known: Known,
+}
+
+impl Watcher {
+    /// Watches until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        let both = async { tokio::join!(self.refresh_again_and_again(), self.follow()) };
+        stop.run_until_cancelled(both).await;
+    }
+
+    async fn refresh_again_and_again(&self) {
+        let mut macs = BTreeSet::new();
+        let mut pause = PAUSE.0;
+        loop {
+            match self.refresh(&mut macs).await {
+                Ok(count) => {
+                    if self.known.note(&self.pool, Ok(count)) {
+                        tracing::info!(pool = %self.pool, machines = macs.len(), "pool read");
+                    }
+                    pause = PAUSE.0;
+                    sleep(REFRESH).await;
+                }
+                Err(error) => {
+                    if self.known.note(&self.pool, Err(error.to_string())) {
+                        tracing::warn!(pool = %self.pool, %error, "the pool cannot be read; its jobs wait");
+                    }
+                    sleep(pause).await;
+                    pause = (pause * 2).min(PAUSE.1);
+                }
+            }
+        }
+    }
+
+    /// Reads VMs and NICs, and tells the boot gate what came and went.
+    async fn refresh(&self, macs: &mut BTreeSet<MacAddr>) -> Result<Vec<Candidate>, CallError> {
+        let mut guests = HashMap::new();
+        let mut candidates = Vec::new();
+        for vm in self.api.vms().await? {
+            let candidate = Candidate::of(&self.pool, &vm);
+            if candidate.guest {
+                guests.insert(vm.reference, (vm.uuid, vm.name_label));
+            }
+            candidates.push(candidate);
+        }
+        let machines: BTreeMap<MacAddr, Machine> = self
+            .api
+            .vifs()
+            .await?
+            .into_iter()
+            .filter_map(|vif| {
+                let mac: MacAddr = vif.mac.parse().ok()?;
+                let (vm_uuid, name) = guests.get(&vif.vm)?.clone();
+                Some((mac, Machine { mac, name, vm_uuid, armed: None }))
+            })
+            .collect();
+        let gone: Vec<MacAddr> = macs.iter().filter(|mac| !machines.contains_key(mac)).copied().collect();
+        *macs = machines.keys().copied().collect();
+        self.gate.update(|table| {
+            for mac in gone {
+                table.forget_unarmed(mac);
+            }
+            for machine in machines.into_values() {
+                table.know(machine);
+            }
+        });
+        Ok(candidates)
+    }
+
+    /// Wakes the jobs of VMs that changed.
+    async fn follow(&self) {
+        let mut token = String::new();
+        let mut pause = PAUSE.0;
+        loop {
+            match self.api.event_from(&["VM"], &token, EVENT_WAIT).await {
+                Ok(batch) => {
+                    self.wake(&batch.events);
+                    token = batch.token;
+                    pause = PAUSE.0;
+                }
+                Err(error) => {
+                    tracing::debug!(pool = %self.pool, %error, "no events");
+                    // Everything once more: what happened meanwhile is in it.
+                    token.clear();
+                    sleep(pause).await;
+                    pause = (pause * 2).min(PAUSE.1);
+                }
+            }
+        }
+    }
+
+    fn wake(&self, events: &[ObjectEvent]) {
+        let live = self.executor.live();
+        let uuid = |event: &ObjectEvent| {
+            let uuid = event.snapshot.as_ref().and_then(|record| record.get("uuid")).and_then(Value::as_str);
+            uuid.map(str::to_owned)
+        };
+        // An event without a record is a VM that is gone; nobody knows which, so all look.
+        let all = events.iter().any(|event| uuid(event).is_none());
+        let changed: BTreeSet<String> = events.iter().filter_map(uuid).collect();
+        for job in live.iter().filter(|job| job.pool == self.pool) {
+            if all || changed.contains(&job.vm_uuid) {
+                self.wakers.wake(&job.id);
+            }
+        }
+    }
+}

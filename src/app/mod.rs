@@ -1,0 +1,291 @@
+//! Wires, binds, spawns and waits: the server. What it is made of is in the modules below; here is only the order.
+//!
+//! Invariants: nothing is bound before the database is ours; no listener answers before every job was read back
+//! from it; a pool that does not answer stops nothing; once `stop` is given, [`serve`] returns within
+//! [`STOP_LIMIT`], and what was under way goes on at the next start.
+
+pub mod admin;
+pub mod desk;
+pub mod inventory;
+pub mod key;
+pub mod machines;
+pub mod orders;
+pub mod preview;
+pub mod probe;
+pub mod selection;
+pub mod serving;
+pub mod templates;
+pub mod views;
+
+mod listeners;
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    admin::AdminError,
+    desk::Desk,
+    inventory::{Known, Watcher},
+    key::KeyError,
+    listeners::{BindError, Listeners},
+    serving::Offer,
+    templates::TemplateError,
+};
+use crate::{
+    boot::{Gate, sink::Sink},
+    clock::{Clock, SystemClock},
+    config::Config,
+    provision::{
+        executor::{Decisions, Executor, Parts, PoolAccess, Wakers},
+        runner::{self, Bell, Rings},
+    },
+    store::{
+        Store, StoreError,
+        sqlite::{OpenError, SqliteStore},
+    },
+    xen::{
+        api::Api,
+        client::{Client, ClientError},
+    },
+};
+
+/// How long everything may take to end.
+pub const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// The database's file in `server.state_dir`.
+pub const DATABASE: &str = "bootflip.db";
+
+/// What names us to the pools.
+pub const ORIGINATOR: &str = "bootflip";
+
+/// Why the server did not start, or did not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The database.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The token key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The templates.
+    #[error(transparent)]
+    Templates(#[from] TemplateError),
+    /// A pool's settings.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The jobs could not be read back.
+    #[error("cannot read the jobs back")]
+    Recover(#[source] StoreError),
+    /// A listener.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The admin socket.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// The addresses could not be written down.
+    #[error("cannot write {path}")]
+    Addresses {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A part ended by itself.
+    #[error("{0} has ended by itself; the log says why")]
+    Ended(String),
+}
+
+impl ServeError {
+    /// Another server has the database or the admin socket.
+    pub const fn is_locked(&self) -> bool {
+        matches!(self, Self::Open(OpenError::Locked { .. }) | Self::Admin(AdminError::InUse { .. }))
+    }
+}
+
+/// An error with its causes, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// A client for each pool of the configuration. Nothing is sent.
+pub fn clients(config: &Config) -> Result<BTreeMap<String, Arc<Client>>, ClientError> {
+    let client = |(name, pool): (&String, _)| {
+        let client = Client::new(pool, ORIGINATOR)?.with_calls_at_once(config.limits.calls_per_pool);
+        Ok((name.clone(), Arc::new(client)))
+    };
+    config.pools.iter().map(client).collect()
+}
+
+/// The calls of each pool.
+pub fn apis(clients: &BTreeMap<String, Arc<Client>>) -> BTreeMap<String, Api> {
+    let api = |(name, client): (&String, &Arc<Client>)| {
+        (name.clone(), Api::new(Arc::clone(client) as Arc<dyn crate::xen::Transport>))
+    };
+    clients.iter().map(api).collect()
+}
+
+/// Runs the server until `stop` is given.
+///
+/// # Errors
+/// It cannot start, and nothing is left behind; or a part of it ended by itself.
+pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeError> {
+    let config = Arc::new(config);
+    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(config.state_dir.join(DATABASE))?);
+    let key = key::load_or_make(&config.state_dir)?;
+    let templates = Arc::new(templates::load(config.template_dir.as_deref())?);
+    let clients = clients(&config)?;
+    let apis = apis(&clients);
+    let (bell, rings) = Bell::new();
+    let offer =
+        Arc::new(Offer::new(Arc::clone(&templates), config.http.as_ref().map(|http| http.root.clone())));
+    let gate = Gate::default();
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let executor = Arc::new(Executor::new(Parts {
+        owner: config.server_name.clone(),
+        store: Arc::clone(&store),
+        pools: pools(&config, &apis),
+        gate: gate.clone(),
+        clock: Arc::clone(&clock),
+        key,
+        serving: Arc::clone(&offer) as _,
+        wakers: Arc::new(bell.clone()),
+        nonce: Box::new(key::nonce),
+        decisions: Decisions::default(),
+    }));
+    let first = executor.recover().await.map_err(ServeError::Recover)?;
+    let admin = admin::bind(&config.admin.socket).await?;
+    let shared = listeners::Shared {
+        gate: gate.clone(),
+        sink: Arc::clone(&executor) as Arc<dyn Sink>,
+        store,
+        clock: Arc::clone(&clock),
+        templates: Arc::clone(&templates),
+    };
+    let listeners = listeners::bind(&config, &shared).await?;
+    let urls = listeners.urls();
+    let addresses = listeners.addresses(admin.path());
+    write_addresses(&config, &addresses)?;
+    offer.open(urls.clone());
+    tracing::info!(server = %config.server_name, pools = apis.len(), jobs = first.len(), %addresses, "serve");
+    let known = Known::default();
+    let desk = Arc::new(Desk {
+        config: Arc::clone(&config),
+        executor: Arc::clone(&executor),
+        apis: apis.clone(),
+        known: known.clone(),
+        gate: gate.clone(),
+        templates,
+        urls,
+        clock: Arc::clone(&clock),
+    });
+    let mut parts = Running { tasks: JoinSet::new(), stop };
+    parts.listeners(listeners);
+    let ending = parts.stop.clone();
+    parts.spawn("the admin socket", async move {
+        if let Err(error) = admin.run(desk, ending).await {
+            tracing::error!(%error, "the admin socket broke");
+        }
+    });
+    for (pool, api) in apis {
+        let wakers: Arc<dyn Wakers> = Arc::new(bell.clone());
+        let watcher = Watcher {
+            pool: pool.clone(),
+            api,
+            gate: gate.clone(),
+            executor: Arc::clone(&executor),
+            wakers,
+            known: known.clone(),
+        };
+        parts.spawn(&format!("the watch over pool {pool}"), watcher.run(parts.stop.clone()));
+    }
+    parts.jobs(executor, clock, rings, first);
+    let result = parts.wait(&offer).await;
+    log_out(&clients).await;
+    result
+}
+
+fn pools(config: &Config, apis: &BTreeMap<String, Api>) -> BTreeMap<String, PoolAccess> {
+    let access = |(name, api): (&String, &Api)| {
+        let pool = config.pools.get(name)?;
+        let installs = config.limits.installs_per_pool;
+        Some((name.clone(), PoolAccess { api: api.clone(), allow: pool.allow.clone(), installs }))
+    };
+    apis.iter().filter_map(access).collect()
+}
+
+/// Where the server listens, for tests and for who set port 0: `bound.json` in the state folder.
+fn write_addresses(config: &Config, addresses: &serde_json::Value) -> Result<(), ServeError> {
+    let path = config.state_dir.join("bound.json");
+    let half = path.with_extension("new");
+    let written =
+        std::fs::write(&half, format!("{addresses}\n")).and_then(|()| std::fs::rename(&half, &path));
+    written.map_err(|source| ServeError::Addresses { path, source })
+}
+
+/// Ends the sessions: the pools limit them. What they do not get back in time they forget by themselves.
+pub async fn log_out(clients: &BTreeMap<String, Arc<Client>>) {
+    let all = futures_util::future::join_all(clients.values().map(|client| client.logout()));
+    let _ = tokio::time::timeout(Duration::from_secs(2), all).await;
+}
+
+/// The tasks of a server.
+struct Running {
+    tasks: JoinSet<String>,
+    stop: CancellationToken,
+}
+
+impl Running {
+    fn spawn(&mut self, name: &str, work: impl Future<Output = ()> + Send + 'static) {
+        let name = name.to_owned();
+        self.tasks.spawn(async move {
+            work.await;
+            name
+        });
+    }
+
+    fn listeners(&mut self, listeners: Listeners) {
+        for (name, work) in listeners.run(&self.stop) {
+            self.tasks.spawn(async move {
+                work.await;
+                name
+            });
+        }
+    }
+
+    fn jobs(&mut self, executor: Arc<Executor>, clock: Arc<dyn Clock>, rings: Rings, first: Vec<String>) {
+        let stop = self.stop.clone();
+        self.spawn("the job runner", runner::run(executor, clock, rings, first, stop));
+    }
+
+    /// Waits for `stop`, or for a part that ends by itself; then for all parts, but not for ever.
+    async fn wait(mut self, offer: &Offer) -> Result<(), ServeError> {
+        let ended = tokio::select! {
+            () = self.stop.cancelled() => None,
+            ended = self.tasks.join_next() => Some(match ended {
+                Some(Ok(name)) => name,
+                Some(Err(error)) => format!("a part that panicked ({error})"),
+                None => "everything".to_owned(),
+            }),
+        };
+        offer.close();
+        // A part that ended because of `stop` did not end by itself.
+        let ended = ended.filter(|_| !self.stop.is_cancelled());
+        tracing::info!(parts = self.tasks.len(), "stopping; what is under way goes on at the next start");
+        self.stop.cancel();
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(STOP_LIMIT, all).await.is_err() {
+            tracing::warn!("stopped in the middle of a call; the next start looks what came of it");
+        }
+        self.tasks.abort_all();
+        ended.map_or(Ok(()), |name| Err(ServeError::Ended(name)))
+    }
+}

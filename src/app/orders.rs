@@ -1,0 +1,162 @@
+//! What the admin socket is asked, and what it answers to an order. Plain data, shared with the command line.
+
+use serde::{Deserialize, Serialize};
+
+use super::selection::Unresolved;
+use crate::provision::job::Resolution;
+
+/// `POST /v1/plan` and `POST /v1/jobs`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Order {
+    /// Which VMs: names, uuids, `tag=…`, `name~GLOB`.
+    pub selectors: Vec<String>,
+    /// What to install; absent: what each machine's section says.
+    #[serde(default)]
+    pub profile: Option<String>,
+    /// VMs that have run may be erased.
+    #[serde(default)]
+    pub reinstall: bool,
+    /// At most this many of them at once.
+    #[serde(default)]
+    pub max_parallel: Option<u32>,
+    /// Hold a failed VM in HVM boot for debugging, at most this many seconds.
+    #[serde(default)]
+    pub keep_hvm_seconds: Option<u64>,
+    /// The plan was looked at just now: make the jobs without another look (each looks by itself before it begins).
+    #[serde(default)]
+    pub planned: bool,
+}
+
+/// What became of one VM of an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// It may be installed (a plan).
+    Ready,
+    /// A job was made.
+    Created,
+    /// It has a live job; that is the answer.
+    Existing,
+    /// Nothing was changed; `reason` and `detail` say why.
+    Refused,
+    /// Its pool does not answer: a job would wait for it (a plan).
+    Unknown,
+}
+
+impl Outcome {
+    /// The word in tables.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Created => "created",
+            Self::Existing => "existing",
+            Self::Refused => "refused",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// One VM of an order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrderLine {
+    /// Its name label.
+    pub vm: String,
+    /// Its uuid.
+    pub vm_uuid: String,
+    /// Its pool's name.
+    pub pool: String,
+    /// The profile, where one applies.
+    pub profile: Option<String>,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// The job that was made, or that it has.
+    pub job: Option<String>,
+    /// The reason's label, when refused for one of the closed list.
+    pub reason: Option<String>,
+    /// Particulars.
+    pub detail: String,
+    /// What to do about it.
+    pub remedy: Option<String>,
+    /// The disk that is erased, in words.
+    pub erases: Option<String>,
+    /// All its disks, in words.
+    pub disks: Vec<String>,
+}
+
+/// A pool that does not answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolAway {
+    /// Its name.
+    pub pool: String,
+    /// Why.
+    pub problem: String,
+}
+
+/// The answer to an order.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrderAnswer {
+    /// One line a VM.
+    pub vms: Vec<OrderLine>,
+    /// Selectors that name no VM, or not one alone.
+    pub unresolved: Vec<Unresolved>,
+    /// Pools that do not answer; VMs of theirs are known from an earlier reading or not at all.
+    pub pools_away: Vec<PoolAway>,
+}
+
+/// `POST /v1/jobs/{id}/resolve`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResolveOrder {
+    /// What was decided.
+    pub resolution: Resolution,
+}
+
+/// `POST /v1/render`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RenderOrder {
+    /// What to render.
+    pub kind: RenderKind,
+    /// For which VM: name or uuid.
+    pub vm: String,
+    /// With which profile; absent: what the machine's section says.
+    #[serde(default)]
+    pub profile: Option<String>,
+}
+
+/// What a machine can be served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum RenderKind {
+    /// The iPXE script.
+    Script,
+    /// The PXELINUX configuration.
+    Pxelinux,
+    /// The answer file.
+    Answer,
+    /// The kernel arguments.
+    Args,
+}
+
+/// Any refusal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// What is wrong, and what to do.
+    pub error: String,
+}
+
+/// `GET /v1/health`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// `server.name`.
+    pub server: String,
+    /// The program's version.
+    pub version: String,
+    /// Jobs that have not ended.
+    pub jobs: usize,
+    /// Machines that the boot gate knows.
+    pub machines: usize,
+    /// Pools that do not answer.
+    pub pools_away: Vec<PoolAway>,
+}

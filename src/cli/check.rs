@@ -1,0 +1,215 @@
+//! `bootflip check`: looks whether everything is in place, and changes nothing. What only a change could tell (the
+//! right to write) is said to be unknown.
+
+use std::{fs, path::Path};
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{Answer, Ended, Stop, link::Link, load, print, print_json};
+use crate::{
+    app::{
+        self, key, machines,
+        probe::{self, Probe},
+        serving::file_problem,
+        templates,
+    },
+    config::Config,
+    xen::api::Api,
+};
+
+/// Arguments of `check`.
+#[derive(Debug, Args)]
+pub(super) struct CheckArgs {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// How one thing is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Standing {
+    /// As it should be.
+    Good,
+    /// It works, but look at it.
+    Note,
+    /// It does not work.
+    Bad,
+}
+
+#[derive(Debug, Serialize)]
+struct Finding {
+    what: String,
+    standing: Standing,
+    detail: String,
+}
+
+#[derive(Debug, Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn add(&mut self, what: impl Into<String>, standing: Standing, detail: impl Into<String>) {
+        self.0.push(Finding { what: what.into(), standing, detail: detail.into() });
+    }
+
+    /// Good, or bad with its error.
+    fn judge<E: std::error::Error>(&mut self, what: impl Into<String>, result: Result<String, E>) {
+        match result {
+            Ok(detail) => self.add(what, Standing::Good, detail),
+            Err(error) => self.add(what, Standing::Bad, app::chain(&error)),
+        }
+    }
+}
+
+pub(super) async fn run(args: &CheckArgs, path: &Path) -> Answer {
+    let config = load(path)?;
+    let mut findings = Findings::default();
+    let summary = format!(
+        "{}: {} pools, {} profiles, {} machines",
+        path.display(),
+        config.pools.len(),
+        config.profiles.len(),
+        config.machines.len()
+    );
+    findings.add("configuration", Standing::Good, summary);
+    state_folder(&config, &mut findings);
+    boot_files(&config, &mut findings);
+    let templates = templates::load(config.template_dir.as_deref());
+    findings.judge("templates", templates.map(|found| found.names().collect::<Vec<_>>().join(", ")));
+    listeners(&config, &mut findings).await;
+    pools(&config, &mut findings).await?;
+    let bad = findings.0.iter().filter(|finding| finding.standing == Standing::Bad).count();
+    if args.json {
+        print_json(&serde_json::json!({ "ok": bad == 0, "findings": findings.0 }));
+    } else {
+        print(&text(&findings.0, bad));
+    }
+    Ok(if bad == 0 { Ended::Done } else { Ended::Failed })
+}
+
+fn text(findings: &[Finding], bad: usize) -> String {
+    let line = |finding: &Finding| {
+        let word = match finding.standing {
+            Standing::Good => "ok  ",
+            Standing::Note => "note",
+            Standing::Bad => "BAD ",
+        };
+        format!("{word}  {}: {}\n", finding.what, finding.detail)
+    };
+    let end = match bad {
+        0 => "everything that can be seen without a change is in place\n".to_owned(),
+        1 => "1 thing does not work\n".to_owned(),
+        many => format!("{many} things do not work\n"),
+    };
+    findings.iter().map(line).chain([end]).collect()
+}
+
+fn state_folder(config: &Config, findings: &mut Findings) {
+    let folder = &config.state_dir;
+    let what = "server.state_dir";
+    match fs::metadata(folder) {
+        Ok(found) if !found.is_dir() => {
+            findings.add(what, Standing::Bad, format!("{} is not a folder", folder.display()));
+        }
+        Ok(_) => match nix::unistd::access(folder, nix::unistd::AccessFlags::W_OK) {
+            Ok(()) => findings.add(what, Standing::Good, folder.display().to_string()),
+            Err(error) => {
+                let text = format!("{} cannot be written by this user: {error}", folder.display());
+                findings.add(what, Standing::Bad, text);
+            }
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            findings.add(what, Standing::Note, format!("{} will be made", folder.display()));
+        }
+        Err(error) => findings.add(what, Standing::Bad, format!("{}: {error}", folder.display())),
+    }
+    if let Some(result) = key::look(folder) {
+        findings.judge("token key", result.map(|()| "there, and for this user alone".to_owned()));
+    }
+}
+
+fn boot_files(config: &Config, findings: &mut Findings) {
+    for (name, profile) in &config.profiles {
+        let what = format!("profile {name}");
+        let Some(boot) = &profile.boot else {
+            findings.add(what, Standing::Good, "another deployment server boots its machines");
+            continue;
+        };
+        let Some(http) = &config.http else {
+            findings.add(what, Standing::Bad, "it has boot files and there is no [http]");
+            continue;
+        };
+        let files: Vec<&String> = std::iter::once(&boot.kernel).chain(&boot.initrd).collect();
+        let problems: Vec<String> = files.iter().filter_map(|file| file_problem(&http.root, file)).collect();
+        if problems.is_empty() {
+            findings.add(
+                what,
+                Standing::Good,
+                format!("{} boot files in {}", files.len(), http.root.display()),
+            );
+        } else {
+            findings.add(what, Standing::Bad, problems.join("; "));
+        }
+    }
+    if let Some(tftp) = &config.tftp
+        && let Some(problem) = file_problem(&tftp.root, &tftp.loader)
+    {
+        let text = format!("{problem}; guests of Xen boot without it, other network cards do not");
+        findings.add("tftp.loader", Standing::Note, text);
+    }
+}
+
+async fn listeners(config: &Config, findings: &mut Findings) {
+    if Link::new(&config.admin.socket).answers().await {
+        let text = format!("a server answers on {}; it has the ports", config.admin.socket.display());
+        findings.add("ports", Standing::Note, text);
+        return;
+    }
+    for Probe { what, result } in probe::listeners(config).await {
+        findings.judge(what, result.map(|()| "free".to_owned()));
+    }
+}
+
+async fn pools(config: &Config, findings: &mut Findings) -> Result<(), Stop> {
+    let clients = app::clients(config).map_err(|error| Stop::new(Ended::Usage, app::chain(&error)))?;
+    for (name, api) in app::apis(&clients) {
+        let what = format!("pool {name}");
+        match look(&api).await {
+            Ok(detail) => {
+                findings.add(&what, Standing::Good, detail);
+                let text = "reading works; the right to change VMs (role vm-admin) and to sync the database (pool-operator) shows at the first job only";
+                findings.add(what, Standing::Note, text);
+            }
+            Err(error) => findings.add(what, Standing::Bad, error.to_string()),
+        }
+    }
+    app::log_out(&clients).await;
+    Ok(())
+}
+
+/// Every kind of reading that a job does.
+async fn look(api: &Api) -> Result<String, crate::xen::CallError> {
+    let pools = api.pools().await?;
+    let hosts = api.hosts().await?;
+    let vms = api.vms().await?;
+    let vifs = api.vifs().await?;
+    let guests: Vec<_> = vms.iter().filter(|vm| machines::kind(vm) == "guest").collect();
+    if let Some(vm) = guests.first() {
+        api.vm_metrics(&vm.metrics).await?;
+        api.possible_hosts(&vm.reference).await?;
+    }
+    let version = hosts.first().map_or_else(String::new, |host| {
+        let brand = host.product_brand.as_deref().unwrap_or("XenServer");
+        let version = host.product_version.as_deref().unwrap_or("of unknown version");
+        format!("{brand} {version}, ")
+    });
+    let pv = guests.iter().filter(|vm| vm.is_pv()).count();
+    let ha = if pools.iter().any(|pool| pool.ha_enabled) { ", HA is on" } else { "" };
+    Ok(format!(
+        "login works; {version}{} hosts, {} guests ({pv} PV), {} NICs{ha}",
+        hosts.len(),
+        guests.len(),
+        vifs.len()
+    ))
+}

@@ -1,0 +1,183 @@
+//! Asks the server by its admin socket.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use axum::body::{Body, to_bytes};
+use hyper::{Method, Request, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::net::UnixStream;
+
+use super::{Ended, Stop};
+use crate::app::{orders::Refusal, views::JobView};
+
+/// The largest answer: the jobs of some years.
+const ANSWER_LIMIT: usize = 256 << 20;
+
+/// The server's admin socket.
+#[derive(Debug, Clone)]
+pub(super) struct Link {
+    socket: PathBuf,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LinkError {
+    /// No server, or no right to use its socket.
+    #[error("no server answers on {}: {source}; start `bootflip serve`, or say with -c FILE which one is meant", .socket.display())]
+    Away {
+        /// The socket.
+        socket: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The connection broke.
+    #[error("the server on {} broke the connection: {detail}", .socket.display())]
+    Broken {
+        /// The socket.
+        socket: PathBuf,
+        /// How.
+        detail: String,
+    },
+    /// The server says no.
+    #[error("{message}")]
+    Refused {
+        /// HTTP status.
+        status: StatusCode,
+        /// The server's words.
+        message: String,
+    },
+    /// Not what this version expects.
+    #[error("the server's answer is not understood ({0}); are server and command of one version?")]
+    Strange(String),
+}
+
+impl LinkError {
+    /// It may be otherwise soon: the server is starting again.
+    pub(super) const fn is_passing(&self) -> bool {
+        matches!(self, Self::Away { .. } | Self::Broken { .. })
+    }
+}
+
+impl From<LinkError> for Stop {
+    fn from(error: LinkError) -> Self {
+        let ended = match &error {
+            LinkError::Refused { status, .. } if *status == StatusCode::CONFLICT => Ended::Refused,
+            LinkError::Refused { status, .. } if status.is_client_error() => Ended::Usage,
+            LinkError::Away { .. }
+            | LinkError::Broken { .. }
+            | LinkError::Refused { .. }
+            | LinkError::Strange(_) => Ended::Failed,
+        };
+        Self::new(ended, error.to_string())
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct JobList {
+    jobs: Vec<JobView>,
+}
+
+impl Link {
+    /// The server with this socket.
+    pub(super) fn new(socket: &Path) -> Self {
+        Self { socket: socket.to_owned() }
+    }
+
+    /// Whether a server answers.
+    pub(super) async fn answers(&self) -> bool {
+        UnixStream::connect(&self.socket).await.is_ok()
+    }
+
+    /// All jobs, oldest first.
+    pub(super) async fn jobs(&self) -> Result<Vec<JobView>, LinkError> {
+        Ok(self.get::<JobList>("/v1/jobs").await?.jobs)
+    }
+
+    /// GET.
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, LinkError> {
+        let body = self.send(Method::GET, path, Vec::new()).await?;
+        parse(&body)
+    }
+
+    /// POST with a JSON body, answered by JSON.
+    pub(super) async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        order: &impl Serialize,
+    ) -> Result<T, LinkError> {
+        parse(&self.post_for_text(path, order).await?)
+    }
+
+    /// POST with a JSON body, answered by text.
+    pub(super) async fn post_for_text(
+        &self,
+        path: &str,
+        order: &impl Serialize,
+    ) -> Result<Vec<u8>, LinkError> {
+        let body = serde_json::to_vec(order).map_err(|error| LinkError::Strange(error.to_string()))?;
+        self.send(Method::POST, path, body).await
+    }
+
+    /// POST that is sent again while the server starts; for orders that may be given twice.
+    pub(super) async fn post_patiently<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        order: &impl Serialize,
+    ) -> Result<T, LinkError> {
+        let mut tries = 0;
+        loop {
+            match self.post(path, order).await {
+                Err(error) if error.is_passing() && tries < PATIENCE => {
+                    tries += 1;
+                    tokio::time::sleep(BETWEEN_TRIES).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Vec<u8>, LinkError> {
+        let broken = |detail: &dyn std::fmt::Display| LinkError::Broken {
+            socket: self.socket.clone(),
+            detail: detail.to_string(),
+        };
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|source| LinkError::Away { socket: self.socket.clone(), source })?;
+        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+        let (mut sender, connection) = handshake.map_err(|error| broken(&error))?;
+        tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "bootflip")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Body::from(body))
+            .map_err(|error| LinkError::Strange(error.to_string()))?;
+        let answer = sender.send_request(request).await.map_err(|error| broken(&error))?;
+        let status = answer.status();
+        let body =
+            to_bytes(Body::new(answer.into_body()), ANSWER_LIMIT).await.map_err(|error| broken(&error))?;
+        if status.is_success() {
+            return Ok(body.to_vec());
+        }
+        let message = match serde_json::from_slice::<Refusal>(&body) {
+            Ok(refusal) => refusal.error,
+            Err(_) => format!("{status}: {}", String::from_utf8_lossy(&body)),
+        };
+        Err(LinkError::Refused { status, message })
+    }
+}
+
+/// Tries while the server starts, and the pause between two.
+const PATIENCE: u32 = 40;
+const BETWEEN_TRIES: Duration = Duration::from_millis(500);
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, LinkError> {
+    serde_json::from_slice(body).map_err(|error| LinkError::Strange(error.to_string()))
+}
