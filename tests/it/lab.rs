@@ -1,5 +1,4 @@
-//! One VM of the lab, with a tiny responder in place of the server: the firmware, the installer, pygrub and the
-//! installed system are real. Needs root, QEMU and a folder that tests/lab/prepare.sh filled.
+//! One VM of the lab: the firmware, the installer, pygrub and the installed system are real. Needs root, QEMU and a folder that tests/lab/prepare.sh filled.
 
 use std::{
     collections::BTreeSet,
@@ -21,6 +20,7 @@ use bootflip::{
         lab::{
             Body, Lab, Network, Scene,
             network::{self, NETMASK, RANGE, SERVER},
+            run::{self, LabOptions},
         },
         pool::{PersonAct, Release, VmTruth},
     },
@@ -31,12 +31,12 @@ use bootflip::{
 const PATIENCE: Duration = Duration::from_secs(240);
 
 /// The lab's folder, or a skip that `BOOTFLIP_NO_SKIP=1` turns into a failure.
-fn lab_or_skip() -> Option<Lab> {
+fn lab_or_skip() -> Option<PathBuf> {
     let folder = std::env::var_os("BOOTFLIP_LAB")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/lab"), PathBuf::from);
     let why = if nix::unistd::geteuid().is_root() {
         match Lab::open(&folder) {
-            Ok(lab) => return Some(lab),
+            Ok(_) => return Some(folder),
             Err(error) => error.to_string(),
         }
     } else {
@@ -97,8 +97,25 @@ fn responder(lab: &Lab, url: &str, told: Arc<Told>) -> Router {
 }
 
 #[test]
+fn a_vm_with_real_firmware_is_flipped_installed_restored_and_boots_by_pygrub() {
+    let Some(folder) = lab_or_skip() else { return };
+    let program = env!("CARGO_BIN_EXE_bootflip").into();
+    let options = LabOptions { lab: folder, vms: 1, json: true, program, keep: false };
+    let document = run::run(&options).unwrap();
+    let vm = &document.vms[0];
+    assert!(document.ok, "{}", document.table());
+    assert_eq!((vm.evidence.as_str(), vm.power_state.as_str()), ("booted", "Running"));
+    assert_eq!((vm.starts.hvm, vm.starts.pv), (1, 1));
+    let stages: Vec<&str> = vm.stages.iter().map(|stage| stage.name.as_str()).collect();
+    assert_eq!(stages, ["started", "partitioned", "base", "late", "done", "booted"]);
+}
+
+/// The lab without the server: a tiny responder, dnsmasq, and a person's hand on the pool.
+#[test]
+#[ignore = "a minute of emulation that the test above mostly covers; part of test-full"]
 fn a_vm_installs_itself_over_the_wire_and_boots_what_pygrub_finds() {
-    let Some(lab) = lab_or_skip() else { return };
+    let Some(folder) = lab_or_skip() else { return };
+    let lab = Lab::open(&folder).unwrap();
     network::isolated(|network| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
