@@ -8,6 +8,7 @@ mod config;
 mod dhcp;
 mod guests;
 mod http;
+mod lab;
 mod recovery;
 mod simpool;
 mod store;
