@@ -9,6 +9,7 @@ mod dhcp;
 mod guests;
 mod http;
 mod lab;
+mod kill;
 mod recovery;
 mod simpool;
 mod store;
