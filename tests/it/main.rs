@@ -8,6 +8,8 @@ mod config;
 mod dhcp;
 mod guests;
 mod http;
+mod kill;
+mod lab;
 mod recovery;
 mod simpool;
 mod store;
