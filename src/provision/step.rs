@@ -469,6 +469,9 @@ fn advance(job: &mut Job, outcome: &Outcome, now: Timestamp) {
         Outcome::Started { start_time, domid } => {
             started(job.start.as_mut(), start_time, *domid, now);
             go_to(job, Effect::Completion);
+            if job.gate == GateState::Installing {
+                job.enter(State::Installing, now); // the guest was faster than our look
+            }
         }
         Outcome::Completed => {
             go_to(job, Effect::Disarm);
