@@ -170,9 +170,16 @@ mod tests {
     fn load(broken: Option<Break>) -> config::Config {
         let folder = tempfile::tempdir().unwrap();
         let program = "bootflip".into();
-        let options = DemoOptions { vms: 8, seed: 1, faults: false, json: true, broken, program, keep: false };
-        let ports =
-            Ports { pool: 4001, dhcp_server: 4002, dhcp_client: 4003, dhcp_proxy: 4004, tftp: 4005, http: 4006 };
+        let options =
+            DemoOptions { vms: 8, seed: 1, faults: false, json: true, broken, program, keep: false };
+        let ports = Ports {
+            pool: 4001,
+            dhcp_server: 4002,
+            dhcp_client: 4003,
+            dhcp_proxy: 4004,
+            tftp: 4005,
+            http: 4006,
+        };
         for file in files(folder.path(), &ports, &options, "simulated") {
             let path = folder.path().join(file.path);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -198,7 +205,9 @@ mod tests {
         let config = load(None);
         assert!(config.dhcp.iter().all(|dhcp| dhcp.interface == "lo" && dhcp.address.is_loopback()));
         let (tftp, http) = (config.tftp.unwrap(), config.http.unwrap());
-        assert!(tftp.listen.iter().all(|address| address.ip().is_loopback()) && http.listen.ip().is_loopback());
+        assert!(
+            tftp.listen.iter().all(|address| address.ip().is_loopback()) && http.listen.ip().is_loopback()
+        );
         assert_eq!((tftp.device.as_deref(), http.device.as_deref()), (Some("lo"), Some("lo")));
     }
 }
