@@ -143,7 +143,7 @@ impl Document {
                 vm.attempts.to_string(),
                 vm.boot_settings(),
                 vm.evidence.clone(),
-                vm.verdict().to_owned(),
+                self.verdict(vm).to_owned(),
             ]);
         }
         let mut lines = aligned(&rows, false);
@@ -159,6 +159,15 @@ impl Document {
             }
         }
         text
+    }
+
+    const fn verdict(&self, vm: &VmLine) -> &'static str {
+        match (vm.complaints.is_empty(), vm.restored, self.broken) {
+            (true, _, None) => "restored",
+            (true, _, Some(_)) => "undone",
+            (false, true, _) => "BAD",
+            (false, false, _) => "NOT RESTORED",
+        }
     }
 
     /// The seconds of each attempt in each state, a row an attempt.
@@ -221,14 +230,6 @@ impl VmLine {
             self.hvm_boot_policy,
             self.hvm_boot_params.get("order").map_or("-", String::as_str),
         )
-    }
-
-    const fn verdict(&self) -> &'static str {
-        match (self.complaints.is_empty(), self.restored) {
-            (true, _) => "good",
-            (false, true) => "BAD",
-            (false, false) => "BAD, NOT RESTORED",
-        }
     }
 }
 

@@ -60,11 +60,11 @@ fn sample() -> Document {
 #[test]
 fn tables_name_states_attempts_and_settings() {
     let expected = r#"VM         PROFILE  STATE      ATTEMPTS  FINAL BOOT SETTINGS                    EVIDENCE  VERDICT
-queue-001  mini     Succeeded  1         pv by pygrub, HVM policy "", order -  booted    good
+queue-001  mini     Succeeded  1         pv by pygrub, HVM policy "", order -  booted    restored
 mail-002   mini     no job     0         pv by pygrub, HVM policy "", order -  none      BAD
     reason: not-servable
     evidence is none
-db-1000    mini     Succeeded  2         pv by pygrub, HVM policy "", order -  booted    good
+db-1000    mini     Succeeded  2         pv by pygrub, HVM policy "", order -  booted    restored
 
 SECONDS IN  Queued  Preparing  Flipping  Booting  Installing  Restoring  Starting  Verifying  Undoing
 queue-001      0.0        0.1       0.2      1.4       103.1        0.1       2.1        0.8        -

@@ -15,7 +15,7 @@ use tokio::{
     process::Child,
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval, sleep_until},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -205,6 +205,7 @@ impl<'o> Demo<'o> {
                 Some(start) = self.scene.sim.starts.recv() => self.scene.guests.start(start),
                 Some(happened) = self.happened.recv() => self.deeds(happened).await?,
                 () = sleep_until(self.restart_at.unwrap_or(ends)), if self.restart_at.is_some() => self.restart()?,
+                () = sleep(KILL_LOOK), if !self.kills_waiting.is_empty() => self.kill().await?,
                 _ = tick.tick() => {
                     if self.tick().await? {
                         return Ok(());
@@ -293,9 +294,10 @@ impl<'o> Demo<'o> {
         }
     }
 
-    /// Kills the server if that is due and it is there.
+    /// Kills the server if that is due, it is there, and no firmware waits for its first file: a ROM does not ask for
+    /// that twice, and a VM with nothing to boot is no fault of the server's recovery.
     async fn kill(&mut self) -> Result<(), DemoError> {
-        if !self.server.is_up() {
+        if !self.server.is_up() || self.scene.guests.ask_once() {
             return Ok(());
         }
         let Some(hand) = self.kills_waiting.pop() else { return Ok(()) };
@@ -324,7 +326,6 @@ impl<'o> Demo<'o> {
             }
             self.jobs.insert(job.vm_uuid.clone(), job);
         }
-        self.kill().await?;
         let retrying = self.retry()?;
         let live = self.jobs.values().any(|job| !job.is_over());
         Ok(self.deploy.is_none()
@@ -428,6 +429,8 @@ const DEVICE: &str = "lo";
 const HAPPENED_QUEUE: usize = 4096;
 const TICK: Duration = Duration::from_millis(200);
 const TICK_FOR_EACH: Duration = Duration::from_millis(2);
+/// Between two looks whether a kill that waits can be done.
+const KILL_LOOK: Duration = Duration::from_millis(20);
 /// The server has that long to answer for the first time.
 const START_TIME: Duration = Duration::from_secs(20);
 const LONGEST_START: Duration = Duration::from_secs(150);
