@@ -38,7 +38,7 @@ use crate::{
     clock::{Clock, SystemClock},
     config::Config,
     provision::{
-        executor::{Decisions, Executor, Parts, PoolAccess, Wakers},
+        executor::{Decisions, Executor, Parts, PoolAccess},
         runner::{self, Bell, Rings},
     },
     store::{
@@ -189,23 +189,10 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
     });
     let mut parts = Running { tasks: JoinSet::new(), stop };
     parts.listeners(listeners);
-    let ending = parts.stop.clone();
-    parts.spawn("the admin socket", async move {
-        if let Err(error) = admin.run(desk, ending).await {
-            tracing::error!(%error, "the admin socket broke");
-        }
-    });
+    parts.admin(admin, desk);
     for (pool, api) in apis {
-        let wakers: Arc<dyn Wakers> = Arc::new(bell.clone());
-        let watcher = Watcher {
-            pool: pool.clone(),
-            api,
-            gate: gate.clone(),
-            executor: Arc::clone(&executor),
-            wakers,
-            known: known.clone(),
-        };
-        parts.spawn(&format!("the watch over pool {pool}"), watcher.run(parts.stop.clone()));
+        let (gate, executor, known) = (gate.clone(), Arc::clone(&executor), known.clone());
+        parts.watcher(Watcher { pool, api, gate, executor, wakers: Arc::new(bell.clone()), known });
     }
     parts.jobs(executor, clock, rings, first);
     let result = parts.wait(&offer).await;
@@ -259,6 +246,21 @@ impl Running {
                 name
             });
         }
+    }
+
+    fn admin(&mut self, socket: admin::Socket, desk: Arc<Desk>) {
+        let stop = self.stop.clone();
+        self.spawn("the admin socket", async move {
+            if let Err(error) = socket.run(desk, stop).await {
+                tracing::error!(%error, "the admin socket broke");
+            }
+        });
+    }
+
+    fn watcher(&mut self, watcher: Watcher) {
+        let name = format!("the watch over pool {}", watcher.pool);
+        let stop = self.stop.clone();
+        self.spawn(&name, watcher.run(stop));
     }
 
     fn jobs(&mut self, executor: Arc<Executor>, clock: Arc<dyn Clock>, rings: Rings, first: Vec<String>) {

@@ -6,6 +6,7 @@ mod check;
 pub mod demo;
 mod deploy;
 mod jobs;
+pub mod lab;
 mod link;
 mod progress;
 mod render;
@@ -61,6 +62,8 @@ enum Command {
     Render(render::RenderArgs),
     /// Play the whole cycle on loopback: simulated pool, simulated PXE clients, real packets.
     Demo(demo::DemoArgs),
+    /// Play the whole cycle in QEMU: real firmware, a real installer, the real pygrub. Needs root.
+    Lab(lab::LabArgs),
     /// Serve a simulated pool, to try things against.
     Simulate(simulate::SimulateArgs),
 }
@@ -166,12 +169,18 @@ async fn run(cli: Cli) -> Answer {
         Command::Jobs(command) => jobs::run(&command, &config).await,
         Command::Restore(args) => restore::run(&args, &config).await,
         Command::Render(args) => render::run(&args, &config).await,
-        Command::Demo(args) => match demo::run(&args).await {
-            Ok(true) => Ok(Ended::Done),
-            Ok(false) => Ok(Ended::Failed),
-            Err(error) => Err(Stop::new(Ended::Failed, format!("{error:#}"))),
-        },
+        Command::Demo(args) => played(demo::run(&args).await),
+        Command::Lab(args) => played(lab::run(&args).await),
         Command::Simulate(args) => simulate::run(&args).await,
+    }
+}
+
+/// How a demo or a lab ended: whether all was as it should be.
+fn played(well: anyhow::Result<bool>) -> Answer {
+    match well {
+        Ok(true) => Ok(Ended::Done),
+        Ok(false) => Ok(Ended::Failed),
+        Err(error) => Err(Stop::new(Ended::Failed, format!("{error:#}"))),
     }
 }
 

@@ -1,10 +1,10 @@
 //! `bootflip simulate`: a XenAPI server on loopback, with VMs to try things against.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, path::PathBuf};
 
 use clap::Args;
 
-use super::{Answer, Ended, Stop, print};
+use super::{Answer, Ended, Stop, lab, print};
 use crate::{
     machine::MacAddr,
     sim::{
@@ -28,6 +28,9 @@ pub(super) struct SimulateArgs {
     /// Where it listens on 127.0.0.1; 0: any port that is free.
     #[arg(long, value_name = "PORT", default_value_t = 0)]
     port: u16,
+    /// Boot a QEMU for each VM that starts, with what tests/lab/prepare.sh put there; needs root, takes no seed or port.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["seed", "port"])]
+    lab: Option<PathBuf>,
 }
 
 fn release(name: &str) -> Result<Release, String> {
@@ -36,6 +39,9 @@ fn release(name: &str) -> Result<Release, String> {
 }
 
 pub(super) async fn run(args: &SimulateArgs) -> Answer {
+    if let Some(folder) = &args.lab {
+        return lab::simulate(folder.clone(), args.vms, args.release).await;
+    }
     let mut pool = Pool::new(args.seed, args.release);
     for number in 1..=args.vms {
         pool.add_vm(spec(number));

@@ -8,6 +8,7 @@ use super::{
     job::{Job, StartRecord, State},
     plan::{Call, CallResult, Observed, Plan, SOON, TaskState, Trail, backoff, give_up, past, reason_of},
     reason::Reason,
+    settings,
     step::Outcome,
 };
 use crate::{
@@ -30,7 +31,17 @@ pub fn hvm(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
     let domid = seen.vm.domid;
     let done = |start_time: &str| Plan::Done(Outcome::Started { start_time: start_time.to_owned(), domid });
     let signs = job.signs.values().any(|&at| at > start.intended);
-    once(job, start, seen, trail, now, Start { paused: false, signs }, done)
+    let plan = once(job, start, seen, trail, now, Start { paused: false, signs }, done);
+    let flipped = job
+        .claim
+        .as_ref()
+        .is_some_and(|claim| settings::way_there(&seen.vm, &claim.touched, |_| true).is_none());
+    match plan {
+        Plan::Call(Call::Start { .. }) if !flipped => {
+            Plan::Fail(Reason::SettingsChanged, "its boot settings were changed before the start".into())
+        }
+        plan => plan,
+    }
 }
 
 /// E12: the PV start, paused first (a bootloader error comes back to the caller), then unpaused. In Undoing: the VM
@@ -47,7 +58,15 @@ pub fn pv(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
     }
     let domid = seen.vm.domid;
     let done = |start_time: &str| Plan::Done(Outcome::PvStarted { start_time: start_time.to_owned(), domid });
-    once(job, start, seen, trail, now, Start { paused: true, signs: false }, done)
+    let plan = once(job, start, seen, trail, now, Start { paused: true, signs: false }, done);
+    let changed = "it is not PV any more: somebody changed its type before the start".to_owned();
+    match plan {
+        Plan::Call(Call::Start { .. }) if !seen.vm.is_pv() && job.state == State::Undoing => {
+            Plan::Done(Outcome::StartGivenUp(changed))
+        }
+        Plan::Call(Call::Start { .. }) if !seen.vm.is_pv() => Plan::Fail(Reason::SettingsChanged, changed),
+        plan => plan,
+    }
 }
 
 struct Start {

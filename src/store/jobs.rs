@@ -1,7 +1,10 @@
 //! The typed repository of jobs: `jobs/<id>` holds the job as JSON; `live/<pool>/<vm uuid>` holds the id of the one
 //! job that may be live for a VM, so that two can never be (F40).
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use super::{Batch, Entry, Revision, Store, StoreError};
 use crate::provision::Job;
@@ -10,7 +13,12 @@ use crate::provision::Job;
 #[derive(Debug, Clone)]
 pub struct Jobs {
     store: Arc<dyn Store>,
+    /// What was parsed last, by key: a job is read far more often than it changes. The revision says whether it holds.
+    parsed: Arc<Mutex<HashMap<String, Stored>>>,
 }
+
+/// Parsed jobs kept.
+const PARSED: usize = 1024;
 
 /// A job with the revision that it was read at.
 #[derive(Debug, Clone)]
@@ -45,7 +53,7 @@ fn json(job: &Job) -> Result<Vec<u8>, StoreError> {
 impl Jobs {
     /// The jobs of this store.
     pub fn new(store: Arc<dyn Store>) -> Self {
-        Self { store }
+        Self { store, parsed: Arc::default() }
     }
 
     /// One job.
@@ -53,7 +61,18 @@ impl Jobs {
     /// # Errors
     /// The store is away, or holds something else under that key.
     pub async fn get(&self, id: &str) -> Result<Option<Stored>, StoreError> {
-        self.store.get(&job_key(id)).await?.as_ref().map(parse).transpose()
+        let Some(entry) = self.store.get(&job_key(id)).await? else { return Ok(None) };
+        let known = self.parsed.lock().unwrap_or_else(PoisonError::into_inner).get(&entry.key).cloned();
+        if let Some(known) = known.filter(|known| known.revision == entry.revision) {
+            return Ok(Some(known));
+        }
+        let stored = parse(&entry)?;
+        let mut parsed = self.parsed.lock().unwrap_or_else(PoisonError::into_inner);
+        if parsed.len() >= PARSED {
+            parsed.clear();
+        }
+        parsed.insert(entry.key, stored.clone());
+        Ok(Some(stored))
     }
 
     /// All jobs, oldest first.

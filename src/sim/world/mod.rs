@@ -182,21 +182,24 @@ impl World {
             back_at: None,
             crashes: 0,
         };
-        // Jobs are made in fair weather: nothing was promised before they are stored.
+        world.make_jobs(jobs);
+        world
+    }
+
+    /// Jobs are made in fair weather: nothing was promised before they are stored.
+    fn make_jobs(&mut self, jobs: Vec<NewJob>) {
         let (cut, storm) = {
-            let mut shared = world.wires.lock();
+            let mut shared = self.wires.lock();
             (shared.cut.take(), shared.storm.take())
         };
-        world.boot_server();
-        if let Some(server) = &world.server {
+        self.boot_server();
+        if let Some(server) = &self.server {
             for job in jobs {
                 let _ = server.executor.create(job).now_or_never();
             }
         }
-        let mut shared = world.wires.lock();
+        let mut shared = self.wires.lock();
         (shared.cut, shared.storm) = (cut, storm);
-        drop(shared);
-        world
     }
 
     /// Starts the server from what it had stored; its jobs go on at the next [`Self::run`].

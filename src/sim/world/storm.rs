@@ -109,6 +109,13 @@ impl Storm {
                 return Fate::Fails(Failure::new("OTHER_OPERATION_IN_PROGRESS", &["VM", "ref"]));
             }
         }
+        if is_start && !paused && self.rng.one_in(40) {
+            ledger.count_fault("start-refused");
+            return Fate::Fails(Failure::new(
+                "DOMAIN_BUILDER_ERROR",
+                &["xc_dom_linux_build", "1", "no kernel"],
+            ));
+        }
         if !self.rng.one_in(self.every) {
             return Fate::Done;
         }
@@ -124,18 +131,13 @@ impl Storm {
         ledger: &mut Ledger,
     ) -> Fate {
         let changes = method.changes_the_pool();
-        let refuses =
-            method == Method::VmStart && params.get(1) != Some(&Value::Bool(true)) && self.rng.one_in(3);
-        let kind = if refuses { "start-refused" } else { *self.rng.pick(&KINDS) };
+        let kind = *self.rng.pick(&KINDS);
         let fate = match kind {
             "lost-before" => Fate::LostBefore,
             "lost-after" => Fate::LostAfter,
             "busy" if changes => Fate::Fails(Failure::new("OTHER_OPERATION_IN_PROGRESS", &["VM", "ref"])),
             "session-lost" => Fate::Fails(Failure::new("SESSION_INVALID", &["ref"])),
             "refused" if changes => Fate::Fails(Failure::new("LICENCE_RESTRICTION", &["bootflip"])),
-            "start-refused" if method == Method::VmStart => {
-                Fate::Fails(Failure::new("DOMAIN_BUILDER_ERROR", &["xc_dom_linux_build", "1", "no kernel"]))
-            }
             "stays-busy" | "no-host" => {
                 self.stuck.insert(kind, now + Duration::from_secs(900));
                 Fate::Done

@@ -56,6 +56,7 @@ pub struct Ledger {
     jobs: HashMap<String, Job>,
     originals: HashMap<String, VmTruth>,
     tokens: HashMap<TokenHash, (String, usize)>,
+    looked_at: Option<u64>,
     start_intents: HashMap<String, u32>,
     /// VMs of which a person touched settings, claim or life.
     pub tainted: HashSet<String>,
@@ -325,6 +326,10 @@ impl Ledger {
 
     /// I1, at any time: what is flipped is claimed.
     pub fn check_flipped(&mut self, pool: &Pool) {
+        if self.looked_at == Some(pool.revision()) {
+            return;
+        }
+        self.looked_at = Some(pool.revision());
         for uuid in pool.uuids() {
             let Some(truth) = pool.truth(&uuid) else { continue };
             let flipped = truth.hvm_boot_params.get("order").is_some_and(|order| order == "n");

@@ -1,1 +1,4 @@
 //! What several areas of the tests share.
+
+pub(crate) mod ports;
+pub(crate) mod site;

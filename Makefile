@@ -1,0 +1,46 @@
+# bootflip: `make help` lists what there is.
+
+CARGO ?= cargo
+ARGS ?=
+LAB ?= target/lab
+
+.PHONY: help build demo lab test test-full check-tools
+
+help:
+	@echo "make demo [ARGS=...]   the whole cycle on loopback; needs Rust and a C compiler, no root"
+	@echo "                       ARGS: --vms N, --seed S, --faults, --json"
+	@echo "make lab [ARGS=...]    the whole cycle in QEMU with real firmware, installer and pygrub; root, Debian"
+	@echo "                       ARGS: --vms N, --json"
+	@echo "make test              format, clippy, unit and integration tests; a time for each group"
+	@echo "make test-full         make test, ten times as many walks, the demos, the lab"
+	@echo "make build             target/debug/bootflip"
+
+check-tools:
+	@command -v $(CARGO) >/dev/null || { \
+	    echo "cargo is missing: install Rust (https://rustup.rs), 1.90 or newer"; exit 1; }
+	@command -v cc >/dev/null || { \
+	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	        echo "a C compiler is missing (SQLite and the TLS library are C): installing gcc and libc6-dev"; \
+	        apt-get -q update >/dev/null && apt-get -qy install gcc libc6-dev >/dev/null; \
+	    else \
+	        echo "a C compiler is missing (SQLite and the TLS library are C): install gcc"; exit 1; \
+	    fi; }
+
+build: check-tools
+	$(CARGO) build --locked
+
+demo: check-tools
+	@$(CARGO) build --locked 1>&2
+	@target/debug/bootflip demo $(ARGS)
+
+lab: check-tools
+	@[ "$$(id -u)" = 0 ] || { echo "make lab needs root: it makes a network namespace"; exit 1; }
+	@tests/lab/prepare.sh $(LAB) 1>&2
+	@$(CARGO) build --locked 1>&2
+	@target/debug/bootflip lab --dir $(LAB) $(ARGS)
+
+test: check-tools
+	@tests/run.sh
+
+test-full: check-tools
+	@BOOTFLIP_FULL=1 tests/run.sh

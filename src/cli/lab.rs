@@ -1,0 +1,61 @@
+//! `bootflip lab`: the whole cycle with real firmware, a real installer and the real pygrub.
+
+use std::{io::Write, path::PathBuf};
+
+use anyhow::Context;
+use clap::Args;
+
+use super::{Answer, Ended, Stop, print};
+use crate::sim::{
+    lab::{
+        run::{self, LabOptions},
+        scene::MAX_VMS,
+    },
+    pool::Release,
+};
+
+/// The whole cycle in QEMU: a simulated pool whose VMs boot real firmware, and real pygrub. Needs root.
+#[derive(Debug, Clone, Args)]
+pub struct LabArgs {
+    /// The folder that tests/lab/prepare.sh filled.
+    #[arg(long, value_name = "DIR", default_value = "target/lab")]
+    dir: PathBuf,
+    /// How many VMs.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_VMS)))]
+    vms: u16,
+    /// Prints one JSON document at the end, and nothing else.
+    #[arg(long)]
+    json: bool,
+    /// Leaves the lab's folder (disks, consoles, logs) behind.
+    #[arg(long, hide = true)]
+    keep: bool,
+}
+
+/// Plays the lab and prints its result. True: all went as it should (exit code 0, else 1).
+pub async fn run(args: &LabArgs) -> anyhow::Result<bool> {
+    let options = LabOptions {
+        lab: args.dir.clone(),
+        vms: args.vms,
+        json: args.json,
+        program: std::env::current_exe().context("cannot tell where this program is")?,
+        keep: args.keep,
+    };
+    // It has threads and a network namespace of its own, and blocks until all is over.
+    let document =
+        tokio::task::spawn_blocking(move || run::run(&options)).await.context("the lab broke off")??;
+    let text = if args.json { serde_json::to_string_pretty(&document)? + "\n" } else { document.table() };
+    std::io::stdout().write_all(text.as_bytes()).context("cannot print the result")?;
+    Ok(document.ok)
+}
+
+/// `bootflip simulate --lab DIR`: the lab's pool and guests, for a server of one's own.
+pub(super) async fn simulate(dir: PathBuf, vms: u16, release: Release) -> Answer {
+    if vms > MAX_VMS {
+        return Err(Stop::new(Ended::Usage, format!("the lab has room for {MAX_VMS} VMs; say --vms")));
+    }
+    let tell = |line: &str| print(&format!("{line}\n"));
+    match tokio::task::spawn_blocking(move || run::simulate(&dir, vms, release, tell)).await {
+        Ok(served) => served.map(|()| Ended::Done).map_err(|error| Stop::failed(&error)),
+        Err(broken) => Err(Stop::failed(&broken)),
+    }
+}

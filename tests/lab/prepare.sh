@@ -1,0 +1,163 @@
+#!/bin/sh
+# Fills a folder with what the lab boots: prepare.sh FOLDER (Debian 12 or newer, amd64; root only to install packages).
+#
+#   FOLDER/www/vmlinuz      Debian's stock kernel: Xen PV capable, so one kernel serves both boots
+#   FOLDER/www/initrd.gz    the mini installer: busybox, sfdisk, mke2fs, modules, installer-init.sh
+#   FOLDER/www/rootfs.cpio  second initrd: /rootfs.tar.gz, the system that the mini installer unpacks
+#   FOLDER/xen/             xen-utils, unpacked and not installed: only its pygrub is wanted
+#
+# May be run again: what is there and newer than these scripts is kept.
+set -eu
+
+here=$(cd "$(dirname "$0")" && pwd)
+[ $# -eq 1 ] || { echo "usage: $0 FOLDER" >&2; exit 2; }
+mkdir -p "$1/www"
+out=$(cd "$1" && pwd)
+work=$out/work
+
+say() { echo "prepare: $*"; }
+
+# Programs first: a machine that has them needs neither root nor the archive's index.
+need=""
+wants() { # PROGRAM-OR-FILE PACKAGE
+    if ! command -v "$1" >/dev/null && ! [ -e "$1" ]; then need="$need $2"; fi
+}
+wants qemu-system-x86_64 qemu-system-x86
+wants /usr/lib/ipxe/qemu/pxe-e1000.rom ipxe-qemu
+wants /usr/share/seabios/bios-256k.bin seabios
+wants busybox busybox-static
+wants dnsmasq dnsmasq-base
+wants mke2fs e2fsprogs
+wants sfdisk fdisk
+wants ip iproute2
+wants setpriv util-linux
+wants depmod kmod
+wants cpio cpio
+wants /usr/bin/python3 python3
+if [ -n "$need" ]; then
+    say "installing:$need"
+    apt-get -q update >/dev/null
+    # shellcheck disable=SC2086
+    DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends $need >/dev/null
+fi
+if ! ldd "$(command -v busybox)" 2>&1 | grep -q 'not a dynamic'; then
+    say "busybox must be the static one: apt-get install busybox-static" >&2
+    exit 1
+fi
+
+# Downloads a package's .deb into $work and unpacks it into a folder.
+unpack() { # PACKAGE FOLDER
+    say "downloading $1"
+    if ! (cd "$work" && apt-get -q download "$1" >/dev/null 2>&1); then
+        apt-get -q update >/dev/null
+        (cd "$work" && apt-get -q download "$1" >/dev/null 2>&1) || { say "cannot download $1" >&2; exit 1; }
+    fi
+    mkdir -p "$2"
+    dpkg -x "$work/$1"_*.deb "$2"
+    rm -f "$work/$1"_*.deb
+}
+
+mkdir -p "$work"
+if ! [ -x "$out/xen/bin/pygrub" ]; then
+    rm -rf "$out/xen" "$work/xen"
+    unpack xen-utils-4.17 "$work/xen"
+    unpack libxenmisc4.17 "$work/xen"
+    mkdir -p "$out/xen/bin" "$out/xen/lib"
+    cp -a "$work/xen/usr/lib/xen-4.17/lib/." "$out/xen/lib/"
+    cp -a "$work/xen/usr/lib/xen-4.17/bin/pygrub" "$out/xen/bin/pygrub"
+    rm -rf "$work/xen"
+fi
+
+if ! [ -e "$work/kernel/release" ]; then
+    rm -rf "$work/kernel"
+    [ -n "$(apt-cache search --names-only '^linux-image-amd64$')" ] || apt-get -q update >/dev/null
+    package=$(apt-cache depends linux-image-amd64 | sed -n 's/.*Depends: \(linux-image-[^ ]*\)$/\1/p' | head -n 1)
+    [ -n "$package" ] || { say "the archive has no linux-image-amd64" >&2; exit 1; }
+    unpack "$package" "$work/kernel"
+    release=${package#linux-image-}
+    [ -d "$work/kernel/lib/modules" ] || { mkdir -p "$work/kernel/lib"; ln -s ../usr/lib/modules "$work/kernel/lib/modules"; }
+    depmod -b "$work/kernel" "$release"
+    echo "$release" >"$work/kernel/release"
+fi
+release=$(cat "$work/kernel/release")
+
+stale=no
+for product in "$out/www/vmlinuz" "$out/www/initrd.gz" "$out/www/rootfs.cpio"; do
+    for source in "$here"/*.sh; do
+        [ "$product" -nt "$source" ] || stale=yes
+    done
+done
+if [ "$stale" = no ]; then
+    say "$out is complete"
+    exit 0
+fi
+
+# The modules of both boots, in an order in which insmod takes them: emulated NICs and IDE for the firmware's
+# boot, virtio for the PV one, and Xen's own front ends, so that the same disk boots on a real Xen too.
+modules="crc32c_generic ext4 sd_mod ata_piix ata_generic e1000 8139cp virtio_pci virtio_net virtio_blk xen-blkfront xen-netfront"
+copy_modules() { # FOLDER
+    mkdir -p "$1/lib/modules"
+    for module in $modules; do
+        modprobe -d "$work/kernel" -S "$release" --show-depends "$module" 2>/dev/null || true
+    done | awk '$1 == "insmod" && !seen[$2]++ { print $2 }' >"$work/modules"
+    : >"$1/lib/modules/order"
+    while read -r file; do
+        case $file in *.ko) cp "$file" "$1/lib/modules/" ;; *.ko.xz) xz -dc "$file" >"$1/lib/modules/$(basename "$file" .xz)" ;; esac
+        basename "$file" .xz >>"$1/lib/modules/order"
+    done <"$work/modules"
+}
+
+# A program and the libraries it names.
+copy_program() { # PROGRAM FOLDER
+    program=$(command -v "$1")
+    cp -L "$program" "$2/sbin/"
+    ldd "$program" | awk '{ for (i = 1; i <= NF; i++) if ($i ~ /^\//) print $i }' | while read -r library; do
+        mkdir -p "$2$(dirname "$library")"
+        cp -L "$library" "$2$library"
+    done
+}
+
+base_tree() { # FOLDER
+    rm -rf "$1"
+    mkdir -p "$1/bin" "$1/sbin" "$1/proc" "$1/sys" "$1/dev" "$1/run" "$1/tmp" "$1/etc" "$1/root" "$1/mnt"
+    cp -L "$(command -v busybox)" "$1/bin/busybox"
+    ln -s busybox "$1/bin/sh"
+    install -m 755 "$here/lease.sh" "$1/sbin/lease"
+    install -m 755 "$here/post.sh" "$1/sbin/post"
+}
+
+archive() { # FOLDER
+    (cd "$1" && find . | sort | cpio --quiet -o -H newc -R 0:0)
+}
+
+say "building the target system"
+base_tree "$work/boot-initrd"
+copy_modules "$work/boot-initrd"
+install -m 755 "$here/boot-init.sh" "$work/boot-initrd/init"
+
+base_tree "$work/rootfs"
+mkdir -p "$work/rootfs/boot" "$work/rootfs/etc/bootflip"
+for applet in init mount umount swapon hostname udhcpc wget ip cat sleep poweroff reboot getty login; do
+    ln -s ../bin/busybox "$work/rootfs/sbin/$applet"
+done
+install -m 755 "$here/target-start.sh" "$work/rootfs/sbin/target-start"
+install -m 755 "$here/target-booted.sh" "$work/rootfs/sbin/target-booted"
+cp "$here/target-inittab" "$work/rootfs/etc/inittab"
+echo 'root::0:0:root:/root:/bin/sh' >"$work/rootfs/etc/passwd"
+cp "$work/kernel/boot/vmlinuz-$release" "$work/rootfs/boot/vmlinuz"
+archive "$work/boot-initrd" | gzip -9 >"$work/rootfs/boot/initrd.img"
+rm -rf "$work/payload"
+mkdir "$work/payload"
+# The kernel and the initrd are compressed already: packing them again only costs the emulated processor.
+tar -C "$work/rootfs" --owner=0 --group=0 -cf "$work/payload/rootfs.tar" .
+archive "$work/payload" >"$out/www/rootfs.cpio"
+
+say "building the mini installer"
+base_tree "$work/installer"
+copy_modules "$work/installer"
+for program in sfdisk mke2fs mkswap blkid; do copy_program "$program" "$work/installer"; done
+install -m 755 "$here/installer-init.sh" "$work/installer/init"
+archive "$work/installer" | gzip -9 >"$out/www/initrd.gz"
+cp "$work/kernel/boot/vmlinuz-$release" "$out/www/vmlinuz"
+rm -rf "$work/installer" "$work/boot-initrd" "$work/rootfs" "$work/payload"
+say "$out is complete: kernel $release, $(du -ch "$out"/www/* | tail -n 1 | cut -f 1) to boot from"

@@ -1,0 +1,61 @@
+#!/bin/sh
+# `make test`: each group with its time; skips are counted and printed last. With BOOTFLIP_NO_SKIP=1 a skip of what
+# this machine could do is a failure. BOOTFLIP_FULL=1 adds what takes long.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+
+log=$(mktemp)
+trap 'rm -f "$log" "$log.code"' EXIT
+times=""
+failed=""
+
+group() { # NAME COMMAND...
+    name=$1
+    shift
+    echo "== $name"
+    begun=$(date +%s)
+    # sh has no pipefail: the code goes through a file.
+    { "$@" 2>&1; echo $? >"$log.code"; } | tee -a "$log"
+    code=$(cat "$log.code")
+    took=$(($(date +%s) - begun))
+    times="$times$(printf '%6d s  %s' "$took" "$name")
+"
+    if [ "$code" != 0 ]; then
+        failed="$failed $name"
+        times="$times          (failed)
+"
+    fi
+}
+
+group format cargo fmt --check
+group clippy cargo clippy --locked --all-targets -- -D warnings
+group unit cargo test --locked --lib
+if [ "$(id -u)" = 0 ] && [ -x tests/lab/prepare.sh ]; then
+    group lab-files tests/lab/prepare.sh target/lab
+fi
+group it cargo test --locked --test it
+if [ "${BOOTFLIP_FULL:-0}" = 1 ]; then
+    group walks env BOOTFLIP_WALKS=100000 BOOTFLIP_SEED=2 cargo test --locked --test it walks
+    group demo-100 target/debug/bootflip demo --vms 100 --json
+    for seed in 7 8 9 10; do
+        group "demo-faults-$seed" target/debug/bootflip demo --faults --seed "$seed"
+    done
+    if [ "$(id -u)" = 0 ]; then
+        group lab target/debug/bootflip lab --dir target/lab --vms 2
+    fi
+fi
+
+echo "== summary"
+grep -a '^test result:' "$log"
+printf '%s' "$times"
+skips=$(grep -a '^SKIP ' "$log" | sort -u)
+if [ -n "$skips" ]; then
+    echo "$(printf '%s\n' "$skips" | wc -l) skipped:"
+    printf '%s\n' "$skips"
+else
+    echo "0 skipped"
+fi
+if [ -n "$failed" ]; then
+    echo "FAILED:$failed"
+    exit 1
+fi
