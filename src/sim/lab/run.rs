@@ -199,6 +199,7 @@ impl<'o> Bench<'o> {
             config: folder.join(layout::CONFIG),
             logs: folder.to_owned(),
         };
+        let progress = Progress::new(options.json, scene.before.iter().map(|vm| vm.name.as_str()));
         Ok(Self {
             options,
             scene,
@@ -209,7 +210,7 @@ impl<'o> Bench<'o> {
             deploy_failed: false,
             begun,
             jobs: HashMap::new(),
-            progress: Progress::new(options.json),
+            progress,
         })
     }
 
@@ -302,6 +303,7 @@ impl<'o> Bench<'o> {
             server_kills: 0,
             faults: Vec::new(),
             vms,
+            broken: None,
         })
     }
 
@@ -321,7 +323,7 @@ impl<'o> Bench<'o> {
         }
         let job = self.jobs.get(&after.uuid);
         Ok(VmLine {
-            state: job.map(|job| job.state.clone()).unwrap_or_default(),
+            state: job.map(|job| job.state.clone()),
             reason: job.and_then(|job| job.reason.clone()),
             restored: verdict.restored,
             evidence: verdict.evidence.label().to_owned(),
