@@ -198,6 +198,7 @@ impl<'o> Bench<'o> {
         write(&launcher, &layout::launcher(&options.program), 0o700)?;
         let program =
             Program { path: launcher, config: folder.join(layout::CONFIG), logs: folder.to_owned() };
+        let progress = Progress::new(options.json, scene.before.iter().map(|vm| vm.name.as_str()));
         Ok(Self {
             options,
             scene,
@@ -208,7 +209,7 @@ impl<'o> Bench<'o> {
             deploy_failed: false,
             begun,
             jobs: HashMap::new(),
-            progress: Progress::new(options.json),
+            progress,
         })
     }
 
@@ -301,6 +302,7 @@ impl<'o> Bench<'o> {
             server_kills: 0,
             faults: Vec::new(),
             vms,
+            broken: None,
         })
     }
 
@@ -320,7 +322,7 @@ impl<'o> Bench<'o> {
         }
         let job = self.jobs.get(&after.uuid);
         Ok(VmLine {
-            state: job.map(|job| job.state.clone()).unwrap_or_default(),
+            state: job.map(|job| job.state.clone()),
             reason: job.and_then(|job| job.reason.clone()),
             restored: verdict.restored,
             evidence: verdict.evidence.label().to_owned(),
