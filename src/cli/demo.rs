@@ -1,11 +1,11 @@
 //! `bootflip demo`: the whole cycle on loopback.
 
-use std::io::Write;
+use std::{ffi::OsString, io::Write};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 
-use crate::sim::demo::{self, Break, DemoOptions, MAX_VMS};
+use crate::sim::demo::{self, Break, DemoOptions, MAX_VMS, children::become_child};
 
 /// The whole cycle on loopback: simulated pool, simulated PXE clients, real packets.
 #[derive(Debug, Clone, Args)]
@@ -29,6 +29,12 @@ pub struct DemoArgs {
     /// Leaves the demo's folder (configuration, logs, database) behind.
     #[arg(long, hide = true)]
     keep: bool,
+    /// The demo starts its children with this: the command behind `--`, which dies with the process of this id.
+    #[arg(long, value_name = "PID", hide = true)]
+    child_of: Option<i32>,
+    /// The command and its arguments.
+    #[arg(last = true, hide = true, requires = "child_of")]
+    child: Vec<OsString>,
 }
 
 /// What `--break` takes.
@@ -42,6 +48,10 @@ enum BreakArg {
 
 /// Plays the demo and prints its result. True: all went as it should (exit code 0, else 1).
 pub async fn run(args: &DemoArgs) -> anyhow::Result<bool> {
+    let program = std::env::current_exe().context("cannot tell where this program is")?;
+    if let Some(parent) = args.child_of {
+        match become_child(&program, parent, &args.child)? {}
+    }
     let options = DemoOptions {
         vms: args.vms,
         seed: args.seed,
@@ -51,7 +61,7 @@ pub async fn run(args: &DemoArgs) -> anyhow::Result<bool> {
             BreakArg::Kernel => Break::Kernel,
             BreakArg::Report => Break::Report,
         }),
-        program: std::env::current_exe().context("cannot tell where this program is")?,
+        program,
         keep: args.keep,
     };
     let document = demo::run(&options).await?;

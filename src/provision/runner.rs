@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -63,8 +64,12 @@ pub async fn run(
         let (executor, clock, stop, sleepers) =
             (Arc::clone(&executor), Arc::clone(&clock), stop.clone(), Arc::clone(&sleepers));
         tasks.spawn(async move {
-            drive(&executor, &*clock, &id, &notify, &stop).await;
-            sleepers.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+            loop {
+                drive(&executor, &*clock, &id, &notify, &stop).await;
+                if stop.is_cancelled() || fell_asleep(&sleepers, &id, &notify) {
+                    return;
+                }
+            }
         });
     };
     for id in first {
@@ -81,6 +86,17 @@ pub async fn run(
         }
     }
     while tasks.join_next().await.is_some() {}
+}
+
+/// Takes a job that ended from the list of those that have a task; false: it was woken in that moment, by the retry
+/// of an operator, and goes on.
+fn fell_asleep(sleepers: &Sleepers, id: &str, notify: &tokio::sync::Notify) -> bool {
+    let mut known = sleepers.lock().unwrap_or_else(PoisonError::into_inner);
+    let woken = notify.notified().now_or_never().is_some();
+    if !woken {
+        known.remove(id);
+    }
+    !woken
 }
 
 async fn drive(
@@ -101,5 +117,20 @@ async fn drive(
             () = notify.notified() => {}
             () = tokio::time::sleep(nap) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ring_in_the_moment_of_the_end_is_heard() {
+        let (sleepers, notify) = (Sleepers::default(), Arc::new(tokio::sync::Notify::new()));
+        sleepers.lock().unwrap().insert("job".to_owned(), Arc::clone(&notify));
+        notify.notify_one();
+        assert!(!fell_asleep(&sleepers, "job", &notify), "it was woken");
+        assert!(fell_asleep(&sleepers, "job", &notify), "once");
+        assert!(sleepers.lock().unwrap().is_empty());
     }
 }

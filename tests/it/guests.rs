@@ -325,7 +325,7 @@ async fn guests_get_their_leases_from_our_own_dhcp_server() {
                 over.cancel();
             }
             Told::Event(Event::Idle) => over.cancel(),
-            Told::Event(_) | Told::Erased | Told::Installed(_) => {}
+            Told::Event(_) | Told::AsksOnce(_) | Told::Erased | Told::Installed(_) => {}
         };
         let run = wire.run_guest(mac, guest, &SystemClock, over.clone(), watch);
         let ended = tokio::time::timeout(Duration::from_secs(20), run).await;

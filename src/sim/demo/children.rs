@@ -1,16 +1,25 @@
 //! The demo's child processes: the server, which is killed and started again, and commands that end by themselves.
+//!
+//! Invariant: no child outlives the demo, however that ends. Each is started through `bootflip demo --child-of`,
+//! which asks the kernel for a SIGKILL at the demo's end ([`become_child`]) and then becomes the command itself.
 
 use std::{
-    fs::OpenOptions,
+    convert::Infallible,
+    ffi::OsString,
+    fs::{File, OpenOptions},
     io,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     time::Duration,
 };
 
 use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
+    sys::{
+        prctl::set_pdeathsig,
+        signal::{Signal, kill},
+    },
+    unistd::{Pid, getppid},
 };
 use tokio::{
     process::{Child, Command},
@@ -39,6 +48,24 @@ pub enum ChildError {
     /// Nobody could tell how it ended.
     #[error("cannot wait for a child process")]
     Wait(#[source] io::Error),
+    /// The kernel does not bind its life to the demo's.
+    #[error("cannot bind this process to the demo's life")]
+    Bind(#[source] nix::Error),
+    /// The demo ended before its child began.
+    #[error("the demo with process id {0} is gone")]
+    Orphan(i32),
+}
+
+/// Makes this process the command `arguments` of `program`, which is killed when the process `parent`, its own
+/// parent, ends. Returns only when that cannot be.
+pub fn become_child(program: &Path, parent: i32, arguments: &[OsString]) -> Result<Infallible, ChildError> {
+    set_pdeathsig(Signal::SIGKILL).map_err(ChildError::Bind)?;
+    // Who was orphaned before the line above gets no signal any more.
+    if getppid() != Pid::from_raw(parent) {
+        return Err(ChildError::Orphan(parent));
+    }
+    let source = std::process::Command::new(program).args(arguments).exec();
+    Err(ChildError::Spawn { program: program.to_owned(), source })
 }
 
 /// How the demo runs the shipped binary.
@@ -53,28 +80,38 @@ pub struct Program {
 }
 
 impl Program {
-    /// Starts `bootflip ARGUMENTS -c CONFIG`; its output is added to `<log>.log`. It dies with the handle.
-    pub fn spawn(&self, arguments: &[&str], log: &str) -> Result<Child, ChildError> {
-        let path = self.log(log);
-        let log_failed = |source| ChildError::Log { path: path.clone(), source };
-        let out = OpenOptions::new().create(true).append(true).open(&path).map_err(log_failed)?;
-        let error = out.try_clone().map_err(log_failed)?;
+    /// Starts `bootflip ARGUMENTS -c CONFIG`; what it says is added to `<name>.log`, its result to `<name>.out`. It
+    /// dies with the handle, and with the demo. To be called on the thread that lives as long as the demo: the
+    /// kernel takes the end of the thread that started a child for the end of its parent.
+    pub fn spawn(&self, arguments: &[&str], name: &str) -> Result<Child, ChildError> {
+        let (result, log) = (append(&self.result(name))?, append(&self.log(name))?);
         Command::new(&self.path)
+            .args(["demo", "--child-of", &std::process::id().to_string(), "--"])
             .args(arguments)
             .arg("-c")
             .arg(&self.config)
             .stdin(Stdio::null())
-            .stdout(out)
-            .stderr(error)
+            .stdout(result)
+            .stderr(log)
             .kill_on_drop(true)
             .spawn()
             .map_err(|source| ChildError::Spawn { program: self.path.clone(), source })
     }
 
-    /// The file that a child's output goes to.
+    /// The file that a child's result goes to.
+    pub fn result(&self, name: &str) -> PathBuf {
+        self.logs.join(format!("{name}.out"))
+    }
+
+    /// The file that a child's log goes to.
     pub fn log(&self, name: &str) -> PathBuf {
         self.logs.join(format!("{name}.log"))
     }
+}
+
+fn append(path: &Path) -> Result<File, ChildError> {
+    let opened = OpenOptions::new().create(true).append(true).open(path);
+    opened.map_err(|source| ChildError::Log { path: path.to_owned(), source })
 }
 
 /// The server's process, while there is one.

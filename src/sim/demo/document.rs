@@ -1,8 +1,10 @@
-//! What the demo says at its end: one JSON document, or a table. Pure.
+//! What the demo says at its end: one JSON document, or tables of at most 110 columns. Pure.
 
 use std::{collections::BTreeMap, fmt::Write};
 
 use serde::Serialize;
+
+use super::options::Break;
 
 /// The document of `--json`.
 #[derive(Debug, Clone, Serialize)]
@@ -17,8 +19,11 @@ pub struct Document {
     pub server_kills: u32,
     /// What was to go wrong, and what did.
     pub faults: Vec<FaultCount>,
-    /// One entry a VM, in the order of their names in the plan.
+    /// One entry a VM, in the plan's order.
     pub vms: Vec<VmLine>,
+    /// What was broken on purpose; for the table.
+    #[serde(skip)]
+    pub broken: Option<Break>,
 }
 
 /// One kind of fault.
@@ -39,9 +44,9 @@ pub struct VmLine {
     pub name: String,
     /// `uuid`.
     pub uuid: String,
-    /// The job's state, as the server tells it; empty: no job.
-    pub state: String,
-    /// The job's reason, where it has one.
+    /// The job's state, as the server tells it; null: no job.
+    pub state: Option<String>,
+    /// The job's reason, or why none was made.
     pub reason: Option<String>,
     /// Every boot-related field is as before.
     pub restored: bool,
@@ -93,47 +98,164 @@ pub struct Timed {
     pub seconds: f64,
 }
 
+/// Names of states that have a column in the table of times, in their order.
+const COLUMNS: [&str; 9] = [
+    "Queued",
+    "Preparing",
+    "Flipping",
+    "Booting",
+    "Installing",
+    "Restoring",
+    "Starting",
+    "Verifying",
+    "Undoing",
+];
+
 impl Document {
-    /// The table for people.
+    /// The tables for people: how each VM is, how long each attempt took, what was to go wrong, and the sum of it.
     pub fn table(&self) -> String {
-        let width = self.vms.iter().map(|vm| vm.name.len()).max().unwrap_or(2).max(2);
-        let mut text = format!(
-            "{:width$}  {:8}  {:10}  {:44}  {:9}  {:8}  VERDICT\n",
-            "VM", "PROFILE", "STATE", "STATES (SECONDS)", "BOOTS", "EVIDENCE"
-        );
+        let mut text = self.ends();
+        if self.vms.iter().any(|vm| !vm.states.is_empty()) {
+            text.push('\n');
+            text.push_str(&self.times());
+        }
+        if !self.faults.is_empty() {
+            text.push('\n');
+            text.push_str(&self.troubles());
+        }
+        text.push('\n');
+        text.push_str(&self.sum());
+        text
+    }
+
+    /// How each VM is at the end.
+    fn ends(&self) -> String {
+        let mut rows = vec![
+            ["VM", "PROFILE", "STATE", "ATTEMPTS", "FINAL BOOT SETTINGS", "EVIDENCE", "VERDICT"]
+                .map(str::to_owned)
+                .to_vec(),
+        ];
         for vm in &self.vms {
-            let states: Vec<String> =
-                vm.states.iter().map(|state| short(&state.name, state.seconds)).collect();
-            let _ = writeln!(
-                text,
-                "{:width$}  {:8}  {:10}  {:44}  {:9}  {:8}  {}",
-                vm.name,
-                vm.profile,
-                vm.state,
-                states.join(" "),
-                format!("{}/{}", vm.domain_type.as_deref().unwrap_or("-"), vm.pv_bootloader),
-                vm.evidence,
-                if vm.complaints.is_empty() { "restored".to_owned() } else { vm.complaints.join("; ") },
-            );
+            rows.push(vec![
+                vm.name.clone(),
+                vm.profile.clone(),
+                vm.state.clone().unwrap_or_else(|| "no job".to_owned()),
+                vm.attempts.to_string(),
+                vm.boot_settings(),
+                vm.evidence.clone(),
+                self.verdict(vm).to_owned(),
+            ]);
         }
-        for fault in &self.faults {
-            let _ = writeln!(text, "fault {}: {} of {} fired", fault.name, fault.fired, fault.planned);
+        let mut lines = aligned(&rows, false);
+        let head = lines.remove(0);
+        let mut text = head + "\n";
+        for (line, vm) in lines.iter().zip(&self.vms) {
+            let _ = writeln!(text, "{line}");
+            if let Some(reason) = &vm.reason {
+                let _ = writeln!(text, "    reason: {reason}");
+            }
+            for complaint in &vm.complaints {
+                let _ = writeln!(text, "    {complaint}");
+            }
         }
+        text
+    }
+
+    const fn verdict(&self, vm: &VmLine) -> &'static str {
+        match (vm.complaints.is_empty(), vm.restored, self.broken) {
+            (true, _, None) => "restored",
+            (true, _, Some(_)) => "undone",
+            (false, true, _) => "BAD",
+            (false, false, _) => "NOT RESTORED",
+        }
+    }
+
+    /// The seconds of each attempt in each state, a row an attempt.
+    fn times(&self) -> String {
+        let undone = self.vms.iter().flat_map(|vm| &vm.states).any(|state| state.name == "Undoing");
+        let columns = COLUMNS.get(..COLUMNS.len() - usize::from(!undone)).unwrap_or_default();
+        let mut rows = vec![["SECONDS IN"].iter().chain(columns).map(|word| (*word).to_owned()).collect()];
+        for vm in &self.vms {
+            let attempts = attempts(&vm.states);
+            for (nth, states) in attempts.iter().enumerate() {
+                let name =
+                    if attempts.len() > 1 { format!("{} #{}", vm.name, nth + 1) } else { vm.name.clone() };
+                let seconds = columns.iter().map(|column| {
+                    let mut found = states.iter().filter(|state| state.name == *column).peekable();
+                    match found.peek() {
+                        Some(_) => format!("{:.1}", found.map(|state| state.seconds).sum::<f64>()),
+                        None => "-".to_owned(),
+                    }
+                });
+                rows.push([name].into_iter().chain(seconds).collect());
+            }
+        }
+        aligned(&rows, true).join("\n") + "\n"
+    }
+
+    fn troubles(&self) -> String {
+        let mut rows = vec![["FAULT", "PLANNED", "FIRED"].map(str::to_owned).to_vec()];
+        rows.extend(
+            self.faults
+                .iter()
+                .map(|fault| vec![fault.name.clone(), fault.planned.to_string(), fault.fired.to_string()]),
+        );
+        aligned(&rows, true).join("\n") + "\n"
+    }
+
+    fn sum(&self) -> String {
         let good = self.vms.iter().filter(|vm| vm.complaints.is_empty()).count();
-        let _ = writeln!(
-            text,
-            "{}: {good} of {} VMs installed, restored and running as PV; {} XenAPI calls, server killed {} times, seed {}",
+        let what = match self.broken {
+            None => "installed, restored and running as PV",
+            Some(_) => "as they were before, for the profile is broken on purpose",
+        };
+        format!(
+            "{}: {good} of {} VMs are {what}; {} XenAPI calls, server killed {} times, seed {}\n",
             if self.ok { "ok" } else { "NOT OK" },
             self.vms.len(),
             self.xenapi_calls,
             self.server_kills,
             self.seed
-        );
-        text
+        )
     }
 }
 
-/// A state's first three letters and its seconds.
-fn short(name: &str, seconds: f64) -> String {
-    format!("{}:{seconds:.1}", name.chars().take(3).collect::<String>())
+impl VmLine {
+    /// Such as `pv by pygrub, HVM policy "", order -`.
+    fn boot_settings(&self) -> String {
+        format!(
+            "{} by {}, HVM policy \"{}\", order {}",
+            self.domain_type.as_deref().unwrap_or("-"),
+            self.pv_bootloader,
+            self.hvm_boot_policy,
+            self.hvm_boot_params.get("order").map_or("-", String::as_str),
+        )
+    }
 }
+
+/// The states of each attempt: one ends with the state in which a job can be tried again.
+fn attempts(states: &[Timed]) -> Vec<&[Timed]> {
+    let is_end = |state: &Timed| matches!(state.name.as_str(), "Failed" | "Cancelled");
+    states.split_inclusive(is_end).collect()
+}
+
+/// Rows with columns as wide as their widest cell; the first column to the left, the others to the right when
+/// `numbers`.
+fn aligned(rows: &[Vec<String>], numbers: bool) -> Vec<String> {
+    let columns = rows.first().map_or(0, Vec::len);
+    let width =
+        |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or_default()).collect();
+    rows.iter()
+        .map(|row| {
+            let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| {
+                if numbers && column > 0 { format!("{cell:>width$}") } else { format!("{cell:width$}") }
+            });
+            cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+        })
+        .collect()
+}
+
+#[cfg(test)]
+#[path = "document_tests.rs"]
+mod tests;

@@ -52,6 +52,8 @@ struct OneVm {
     disk: Option<InstalledSystem>,
     running: Option<(u32, CancellationToken)>,
     booted_domid: Option<u32>,
+    /// The domain whose firmware waits for something that it does not ask for twice.
+    asks_once: Option<u32>,
 }
 
 impl Guests {
@@ -104,6 +106,12 @@ impl Guests {
         self.vms().get(&vm).and_then(|one| one.booted_domid)
     }
 
+    /// Some guest's firmware waits for something that it does not ask for twice: without the server it would stay
+    /// without anything to boot, as a real one does.
+    pub fn ask_once(&self) -> bool {
+        self.vms().values().any(|one| one.asks_once.is_some())
+    }
+
     async fn run(
         &self,
         vm: usize,
@@ -142,6 +150,15 @@ impl Guests {
 
     fn told(&self, vm: usize, attempt: u32, start: &DomainStart, told: Told) {
         match told {
+            Told::AsksOnce(asks) => {
+                let mut vms = self.vms();
+                let one = vms.entry(vm).or_default();
+                if asks {
+                    one.asks_once = Some(start.domid);
+                } else if one.asks_once == Some(start.domid) {
+                    one.asks_once = None;
+                }
+            }
             Told::Erased => self.set_disk(vm, &start.vm_uuid, None),
             Told::Installed(system) => self.set_disk(vm, &start.vm_uuid, Some(system)),
             Told::Event(Event::BootedReported) => {

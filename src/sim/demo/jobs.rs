@@ -1,7 +1,7 @@
 //! How the demo watches the server's jobs: by its admin socket, for progress and the document's `state`, `states`
 //! and `stages`. No verdict comes from here.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{collections::HashMap, io, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 use tokio::{
@@ -43,6 +43,16 @@ impl JobView {
     pub fn is_over(&self) -> bool {
         ["succeeded", "failed", "cancelled", "needsoperator", "needs_operator", "needs-operator"]
             .contains(&self.state.to_ascii_lowercase().as_str())
+    }
+
+    /// It waits for a slot.
+    pub fn is_queued(&self) -> bool {
+        self.state.eq_ignore_ascii_case("queued")
+    }
+
+    /// How long it has been under way, over all attempts.
+    pub fn seconds(&self) -> f64 {
+        self.states.iter().map(|state| state.seconds).sum()
     }
 
     /// It failed, and may be tried again.
@@ -113,6 +123,24 @@ fn parse(reply: &[u8]) -> Result<Vec<JobView>, FeedError> {
     }
 }
 
+/// Why `bootflip deploy --json` made no job, by VM uuid, from what it printed.
+pub fn refusals(printed: &[u8]) -> HashMap<String, String> {
+    #[derive(Deserialize)]
+    struct Printed {
+        #[serde(default)]
+        vms: Vec<Line>,
+    }
+    #[derive(Deserialize)]
+    struct Line {
+        vm_uuid: String,
+        job: Option<String>,
+        reason: Option<String>,
+    }
+    let printed = serde_json::from_slice(printed).unwrap_or(Printed { vms: vec![] });
+    let refused = printed.vms.into_iter().filter(|line| line.job.is_none());
+    refused.filter_map(|line| Some((line.vm_uuid, line.reason?))).collect()
+}
+
 const ANSWER_TIME: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
@@ -128,5 +156,13 @@ mod tests {
         }
         assert!(matches!(parse(b"HTTP/1.1 500 Oops\r\n\r\n[]"), Err(FeedError::Reply(_))));
         assert!(matches!(parse(b""), Err(FeedError::Reply(_))));
+    }
+
+    #[test]
+    fn vms_without_a_job_have_the_reason_of_their_refusal() {
+        let printed = br#"{"ok":false,"vms":[{"vm_uuid":"a","job":null,"reason":"not-servable"},{"vm_uuid":"b","job":"j","reason":null}]}"#;
+        let expected = HashMap::from([("a".to_owned(), "not-servable".to_owned())]);
+        assert_eq!(refusals(printed), expected);
+        assert_eq!(refusals(b"rubbish"), HashMap::new());
     }
 }

@@ -34,8 +34,8 @@ pub struct DemoOptions {
 pub const MAX_VMS: u16 = 1000;
 
 impl DemoOptions {
-    /// Installations at once: 4, and one more for each 25 VMs beyond a hundred.
+    /// Installations at once: 4, and a tenth of many VMs.
     pub fn cap(&self) -> u16 {
-        4 + self.vms.saturating_sub(100) / 25
+        (self.vms / 10).clamp(4, 60)
     }
 }

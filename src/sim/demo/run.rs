@@ -4,7 +4,6 @@ use std::{
     collections::{HashMap, HashSet},
     fs::DirBuilder,
     io,
-    net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket},
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     process::ExitStatus,
@@ -14,8 +13,9 @@ use std::{
 
 use tokio::{
     process::Child,
+    signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
-    time::{Instant, interval, sleep_until},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -23,16 +23,17 @@ use super::{
     children::{ChildError, Program, Server, tail},
     document::Document,
     guests::{Guests, Happened},
-    jobs::{JobFeed, JobView},
+    jobs::{self, JobFeed, JobView},
     layout::{self, Ports},
     options::DemoOptions,
     plan::{Deed, DemoPlan, Hand, NOTE_KEY, VmPlan},
+    ports::{self, Free},
     progress::Progress,
     scene::{Counts, Scene},
 };
 use crate::sim::{
     guest::client::{Wire, WireConfig, WireError},
-    pool::{DEFAULT_PASSWORD, DomainStart, PersonAct, Pool, Release, VmSpec},
+    pool::{DEFAULT_PASSWORD, PersonAct, Pool, Release, VmSpec},
     server::{SimError, SimOptions, SimServer},
 };
 
@@ -67,10 +68,13 @@ pub enum DemoError {
         /// From its log.
         tail: String,
     },
-    /// It took too long.
-    #[error("the demo was not over after {0} s")]
-    TooLong(u64),
-    /// Ctrl-C.
+    /// The server's admin socket stays silent.
+    #[error("the server did not answer within {0} s; its last lines:\n{1}")]
+    Silent(u64, String),
+    /// Signals cannot be heard.
+    #[error("cannot listen for signals")]
+    Signals(#[source] io::Error),
+    /// Ctrl-C, or SIGTERM.
     #[error("interrupted")]
     Interrupted,
 }
@@ -111,7 +115,7 @@ struct Demo<'o> {
     jobs: HashMap<String, JobView>,
     /// Jobs and attempts that were told to try again.
     retried: HashSet<(String, u32)>,
-    retries: Vec<Child>,
+    retries: Vec<(Child, (String, u32))>,
     progress: Progress,
     wire_stop: CancellationToken,
 }
@@ -142,6 +146,7 @@ impl<'o> Demo<'o> {
         let guests = Arc::new(Guests::new(plan.clone(), &uuids, wire, sim.pool.clone(), sender));
         let (config, logs) = (folder.join(layout::CONFIG), folder.to_owned());
         let program = Program { path: options.program.clone(), config, logs };
+        let progress = Progress::new(options.json, plan.vms.iter().map(|vm| vm.name.as_str()));
         let server = Server::start(program.clone()).map_err(DemoError::Child)?;
         Ok(Self {
             options,
@@ -159,12 +164,29 @@ impl<'o> Demo<'o> {
             jobs: HashMap::new(),
             retried: HashSet::new(),
             retries: vec![],
-            progress: Progress::new(options.json),
+            progress,
             wire_stop,
         })
     }
 
     async fn play(&mut self) -> Result<Document, DemoError> {
+        let mut stop = signal(SignalKind::terminate()).map_err(DemoError::Signals)?;
+        let played = tokio::select! {
+            played = self.play_through() => Some(played),
+            () = stopped(&mut stop) => None,
+        };
+        self.progress.clear();
+        match played {
+            Some(played) => played?,
+            None => return Err(DemoError::Interrupted),
+        }
+        self.counts.kills = self.server.kills;
+        let document = self.scene.document(self.options, &self.jobs, &self.counts);
+        self.server.stop().await.map_err(DemoError::Child)?;
+        Ok(document)
+    }
+
+    async fn play_through(&mut self) -> Result<(), DemoError> {
         self.server_answers().await?;
         self.progress.say(&format!(
             "{} PV VMs in a simulated pool at {}; server and clients on device {DEVICE}; at most {} at once",
@@ -173,32 +195,29 @@ impl<'o> Demo<'o> {
             self.options.cap()
         ));
         let tag = format!("tag={}", layout::TAG);
-        let deploy = ["deploy", &tag, "--profile", layout::PROFILE, "--wait", "--yes"];
-        self.deploy = Some(self.program.spawn(&deploy, "deploy").map_err(DemoError::Child)?);
+        let deploy = ["deploy", &tag, "--profile", layout::PROFILE, "--wait", "--yes", "--json"];
+        self.deploy = Some(self.program.spawn(&deploy, DEPLOY).map_err(DemoError::Child)?);
         let ends = Instant::now() + self.longest();
-        let mut tick = interval(TICK);
+        let mut tick = interval(self.tick_time());
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                Some(start) = self.scene.sim.starts.recv() => self.domain_started(start),
+                Some(start) = self.scene.sim.starts.recv() => self.scene.guests.start(start),
                 Some(happened) = self.happened.recv() => self.deeds(happened).await?,
                 () = sleep_until(self.restart_at.unwrap_or(ends)), if self.restart_at.is_some() => self.restart()?,
+                () = sleep(KILL_LOOK), if !self.kills_waiting.is_empty() => self.kill().await?,
                 _ = tick.tick() => {
                     if self.tick().await? {
-                        break;
+                        return Ok(());
                     }
                 }
-                _ = tokio::signal::ctrl_c() => return Err(DemoError::Interrupted),
                 () = sleep_until(ends) => {
-                    self.progress.clear();
-                    return Err(DemoError::TooLong(self.longest().as_secs()));
+                    self.progress.say(&format!("not over after {} s", self.longest().as_secs()));
+                    self.counts.command_failed = true;
+                    return Ok(());
                 }
             }
         }
-        self.progress.clear();
-        self.counts.kills = self.server.kills;
-        let document = self.scene.document(self.options, &self.jobs, &self.counts);
-        self.server.stop().await.map_err(DemoError::Child)?;
-        Ok(document)
     }
 
     /// The server's admin socket answers for the first time.
@@ -207,7 +226,8 @@ impl<'o> Demo<'o> {
         while self.feed.jobs().await.is_err() {
             self.server_lives()?;
             if Instant::now() > ends {
-                return Err(DemoError::TooLong(START_TIME.as_secs()));
+                let tail = tail(&self.program.log("serve"));
+                return Err(DemoError::Silent(START_TIME.as_secs(), tail));
             }
             tokio::time::sleep(TICK).await;
         }
@@ -227,8 +247,9 @@ impl<'o> Demo<'o> {
         LONGEST_START + LONGEST_ROUND * rounds
     }
 
-    fn domain_started(&self, start: DomainStart) {
-        self.scene.guests.start(start);
+    /// Between two looks at everything: the list of many jobs is long.
+    fn tick_time(&self) -> Duration {
+        TICK + TICK_FOR_EACH * u32::from(self.options.vms)
     }
 
     fn restart(&mut self) -> Result<(), DemoError> {
@@ -273,9 +294,10 @@ impl<'o> Demo<'o> {
         }
     }
 
-    /// Kills the server if that is due and it is there.
+    /// Kills the server if that is due, it is there, and no firmware waits for its first file: a ROM does not ask for
+    /// that twice, and a VM with nothing to boot is no fault of the server's recovery.
     async fn kill(&mut self) -> Result<(), DemoError> {
-        if !self.server.is_up() {
+        if !self.server.is_up() || self.scene.guests.ask_once() {
             return Ok(());
         }
         let Some(hand) = self.kills_waiting.pop() else { return Ok(()) };
@@ -293,10 +315,9 @@ impl<'o> Demo<'o> {
         self.server_lives()?;
         if let Some(status) = self.deploy.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
             self.deploy = None;
-            // With planned failures its word is that some jobs failed at first, which is right.
-            self.counts.command_failed = !status.success() && self.scene.plan.mishaps.is_empty();
+            self.deployed(status);
         }
-        self.retries.retain_mut(|child| !matches!(child.try_wait(), Ok(Some(_))));
+        self.reap_retries();
         let Ok(jobs) = self.feed.jobs().await else { return Ok(false) };
         for job in jobs {
             if let Some(vm) = self.scene.uuids.iter().position(|uuid| *uuid == job.vm_uuid) {
@@ -305,7 +326,6 @@ impl<'o> Demo<'o> {
             }
             self.jobs.insert(job.vm_uuid.clone(), job);
         }
-        self.kill().await?;
         let retrying = self.retry()?;
         let live = self.jobs.values().any(|job| !job.is_over());
         Ok(self.deploy.is_none()
@@ -313,6 +333,26 @@ impl<'o> Demo<'o> {
             && !retrying
             && !live
             && self.kills_waiting.is_empty())
+    }
+
+    /// The order is carried out. With planned failures its word is that some jobs failed at first, which is right.
+    fn deployed(&mut self, status: ExitStatus) {
+        self.counts.command_failed = !status.success() && self.scene.plan.mishaps.is_empty();
+        let printed = std::fs::read(self.program.result(DEPLOY)).unwrap_or_default();
+        self.counts.refusals = jobs::refusals(&printed);
+    }
+
+    /// A retry that did not reach a server, because that was killed meanwhile, is due again.
+    fn reap_retries(&mut self) {
+        let (retries, retried) = (&mut self.retries, &mut self.retried);
+        retries.retain_mut(|(child, key)| match child.try_wait() {
+            Ok(None) => true,
+            Ok(Some(status)) if status.success() => false,
+            Ok(Some(_)) | Err(_) => {
+                retried.remove(key);
+                false
+            }
+        });
     }
 
     /// Tries failed jobs again whose plan has more attempts, once their VM is undone; true: such a job is there.
@@ -329,7 +369,7 @@ impl<'o> Demo<'o> {
             if self.scene.is_undone(index) {
                 let child =
                     self.program.spawn(&["jobs", "retry", &job.id], "retry").map_err(DemoError::Child)?;
-                self.retries.push(child);
+                self.retries.push((child, key.clone()));
                 self.retried.insert(key);
             }
         }
@@ -363,34 +403,34 @@ fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), DemoError> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(failed)
 }
 
-/// The guests' wire, and ports that are free just now. The server binds them a moment later; the client port is the
-/// wire's own.
+/// The guests' wire, and ports for the server. The client port is the wire's own.
 fn wire(pool: u16) -> Result<(Arc<Wire>, Ports), DemoError> {
-    let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
-    let sockets: Vec<UdpSocket> =
-        (0..3).map(|_| UdpSocket::bind(any)).collect::<Result<_, _>>().map_err(DemoError::Port)?;
-    let ports: Vec<u16> = sockets
-        .iter()
-        .map(|socket| socket.local_addr().map(|address| address.port()))
-        .collect::<Result<_, _>>()
-        .map_err(DemoError::Port)?;
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(DemoError::Port)?;
-    let http = listener.local_addr().map_err(DemoError::Port)?.port();
-    let [dhcp_server, dhcp_proxy, tftp] = ports.as_slice() else {
-        return Err(DemoError::Port(io::ErrorKind::AddrNotAvailable.into()));
-    };
+    let Free { udp: [dhcp_server, dhcp_proxy, tftp], tcp: [http] } =
+        ports::free(DEVICE).map_err(DemoError::Port)?;
     let config =
-        WireConfig { device: DEVICE.to_owned(), client_port: 0, server_port: *dhcp_server, tftp_port: *tftp };
+        WireConfig { device: DEVICE.to_owned(), client_port: 0, server_port: dhcp_server, tftp_port: tftp };
     let wire = Wire::bind(config).map_err(DemoError::Wire)?;
     let dhcp_client = wire.client_port().map_err(DemoError::Port)?;
-    let (dhcp_server, dhcp_proxy, tftp) = (*dhcp_server, *dhcp_proxy, *tftp);
     Ok((Arc::new(wire), Ports { pool, dhcp_server, dhcp_client, dhcp_proxy, tftp, http }))
 }
 
+/// Somebody wants the demo to end.
+async fn stopped(terminate: &mut Signal) {
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+/// The name of the files with what `deploy` says.
+const DEPLOY: &str = "deploy";
 /// The only device that anything in the demo is bound to.
 const DEVICE: &str = "lo";
 const HAPPENED_QUEUE: usize = 4096;
 const TICK: Duration = Duration::from_millis(200);
+const TICK_FOR_EACH: Duration = Duration::from_millis(2);
+/// Between two looks whether a kill that waits can be done.
+const KILL_LOOK: Duration = Duration::from_millis(20);
 /// The server has that long to answer for the first time.
 const START_TIME: Duration = Duration::from_secs(20);
 const LONGEST_START: Duration = Duration::from_secs(150);

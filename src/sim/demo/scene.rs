@@ -41,8 +41,10 @@ pub struct Counts {
     pub fired: BTreeMap<&'static str, u32>,
     /// SIGKILLs to the server.
     pub kills: u32,
-    /// A command of the demo failed where nothing was to fail.
+    /// A command of the demo failed where nothing was to fail, or it was not over in time.
     pub command_failed: bool,
+    /// Why `deploy` made no job, by VM uuid.
+    pub refusals: HashMap<String, String>,
 }
 
 impl Scene {
@@ -62,7 +64,8 @@ impl Scene {
         counts: &Counts,
     ) -> Document {
         let (log, calls) = self.sim.pool.with(|pool, _| (pool.log().to_vec(), pool.client_calls()));
-        let lines = (0..self.uuids.len()).filter_map(|index| self.line(index, options, jobs, &log));
+        let lines = (0..self.uuids.len())
+            .filter_map(|index| self.line(index, options, (jobs, &counts.refusals), &log));
         let vms: Vec<VmLine> = lines.collect();
         let faults = self.faults(counts);
         let all_fired = faults.iter().all(|fault| fault.fired >= fault.planned);
@@ -74,6 +77,7 @@ impl Scene {
             server_kills: counts.kills,
             faults,
             vms,
+            broken: options.broken,
         }
     }
 
@@ -86,7 +90,7 @@ impl Scene {
         &self,
         index: usize,
         options: &DemoOptions,
-        jobs: &HashMap<String, JobView>,
+        (jobs, refusals): (&HashMap<String, JobView>, &HashMap<String, String>),
         log: &[LoggedCall],
     ) -> Option<VmLine> {
         let (before, after) = (self.before.get(index)?, self.after(index)?);
@@ -100,8 +104,8 @@ impl Scene {
         let starts =
             Starts { hvm: after.hvm_starts - before.hvm_starts, pv: after.pv_starts - before.pv_starts };
         Some(VmLine {
-            state: job.map(|job| job.state.clone()).unwrap_or_default(),
-            reason: job.and_then(|job| job.reason.clone()),
+            state: job.map(|job| job.state.clone()),
+            reason: job.map_or_else(|| refusals.get(&after.uuid).cloned(), |job| job.reason.clone()),
             restored: verdict.restored,
             evidence: verdict.evidence.label().to_owned(),
             attempts: job.map_or(0, |job| job.attempt),

@@ -82,6 +82,8 @@ pub enum Ended {
 /// What a run tells while it goes on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Told {
+    /// Whether it asks for something now that it does not ask for twice ([`Guest::asks_once`]).
+    AsksOnce(bool),
     /// The disk's old content is gone.
     Erased,
     /// The disk has new content.
@@ -141,7 +143,12 @@ impl Wire {
         let mut runs =
             Runs { lease: Ipv4Addr::UNSPECIFIED, timer: None, fetch: Box::pin(std::future::pending()) };
         let mut outputs = guest.handle(Input::PowerOn, clock.now());
+        let mut asks_once = false;
         let ended = loop {
+            if guest.asks_once() != asks_once {
+                asks_once = !asks_once;
+                tell(Told::AsksOnce(asks_once));
+            }
             if let Some(ended) = self.carry_out(outputs, &mut runs, &mut tell).await {
                 break ended;
             }
@@ -160,6 +167,7 @@ impl Wire {
             };
         };
         self.guests.lock().unwrap_or_else(PoisonError::into_inner).remove(&mac);
+        tell(Told::AsksOnce(false));
         ended
     }
 

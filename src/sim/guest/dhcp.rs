@@ -107,6 +107,11 @@ impl Client {
         self.send(now)
     }
 
+    /// A REQUEST is out: an ACK may be on its way.
+    pub const fn awaits_ack(&self) -> bool {
+        matches!(self.state, State::Requesting { .. })
+    }
+
     /// The time may have come for a repeat.
     pub fn timer(&mut self, now: Timestamp) -> Step {
         if now < self.due || self.state == State::Over {

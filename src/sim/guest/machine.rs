@@ -89,6 +89,22 @@ impl Guest {
         out
     }
 
+    /// Firmware asks once for its first file, or is about to: without an answer it stays without anything to boot.
+    /// What comes later (script, installer, system) repeats its requests.
+    pub const fn asks_once(&self) -> bool {
+        match &self.state {
+            State::Dhcp(client, _) => client.awaits_ack(),
+            State::Loader | State::BootFile { .. } => true,
+            State::Off { .. }
+            | State::Post(_)
+            | State::Script(_)
+            | State::Pause(..)
+            | State::Installer(_)
+            | State::System(_)
+            | State::Stopped => false,
+        }
+    }
+
     fn power_on(&mut self, disk: Option<InstalledSystem>, now: Timestamp, out: &mut Vec<Output>) {
         self.state = match disk {
             Some(disk) => State::System(Box::new(System::start(self.mac, &self.plan, disk, now, out))),
