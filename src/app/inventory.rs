@@ -17,7 +17,11 @@ use crate::{
     boot::{Gate, Machine},
     machine::MacAddr,
     provision::executor::{Executor, Wakers},
-    xen::{CallError, Value, api::Api, records::ObjectEvent},
+    xen::{
+        CallError, Value,
+        api::Api,
+        records::{EventBatch, ObjectEvent},
+    },
 };
 
 /// How often the VMs and NICs of a pool are read.
@@ -159,7 +163,7 @@ impl Watcher {
         let mut token = String::new();
         let mut pause = PAUSE.0;
         loop {
-            match self.api.event_from(&["VM"], &token, EVENT_WAIT).await {
+            match self.next_events(&token).await {
                 Ok(batch) => {
                     self.wake(&batch.events);
                     token = batch.token;
@@ -167,7 +171,6 @@ impl Watcher {
                 }
                 Err(error) => {
                     tracing::debug!(pool = %self.pool, %error, "no events");
-                    // Everything once more: what happened meanwhile is in it.
                     token.clear();
                     sleep(pause).await;
                     pause = (pause * 2).min(PAUSE.1);
@@ -176,16 +179,24 @@ impl Watcher {
         }
     }
 
+    /// Without a token: one that begins now. The empty token gives every object of its classes, so it asks for the
+    /// one of class `pool`, whose event has no VM's uuid and makes all jobs look; a token is good for any class.
+    async fn next_events(&self, token: &str) -> Result<EventBatch, CallError> {
+        if token.is_empty() {
+            return self.api.event_from(&["pool"], "", Duration::ZERO).await;
+        }
+        self.api.event_from(&["VM"], token, EVENT_WAIT).await
+    }
+
     fn wake(&self, events: &[ObjectEvent]) {
-        let live = self.executor.live();
         let uuid = |event: &ObjectEvent| {
             let uuid = event.snapshot.as_ref().and_then(|record| record.get("uuid")).and_then(Value::as_str);
-            uuid.map(str::to_owned)
+            uuid.filter(|_| event.class.eq_ignore_ascii_case("vm")).map(str::to_owned)
         };
         // An event without a record is a VM that is gone; nobody knows which, so all look.
         let all = events.iter().any(|event| uuid(event).is_none());
         let changed: BTreeSet<String> = events.iter().filter_map(uuid).collect();
-        for job in live.iter().filter(|job| job.pool == self.pool) {
+        for job in self.executor.live().iter().filter(|job| job.pool == self.pool) {
             if all || changed.contains(&job.vm_uuid) {
                 self.wakers.wake(&job.id);
             }

@@ -14,7 +14,8 @@ use crate::{
     config::ProfileKind,
     machine::MacAddr,
     xen::records::{
-        HostRecord, PoolRecord, PowerState, VbdRecord, VdiRecord, VifRecord, VmMetrics, VmRecord, never_ran,
+        HostMetrics, HostRecord, PoolRecord, PowerState, VbdRecord, VdiRecord, VifRecord, VmMetrics,
+        VmRecord, never_ran,
     },
 };
 
@@ -33,8 +34,10 @@ pub struct Facts {
     pub pool: PoolRecord,
     /// Its hosts.
     pub hosts: Vec<HostRecord>,
-    /// How many hosts could start it now (`VM.get_possible_hosts`).
-    pub possible_hosts: usize,
+    /// Their metrics.
+    pub host_metrics: Vec<HostMetrics>,
+    /// The hosts that could start it now, as PV (`VM.get_possible_hosts`).
+    pub possible_hosts: Vec<String>,
 }
 
 /// What the configuration says about this VM.
@@ -84,10 +87,7 @@ pub fn judge(
         ProfileKind::Rescue => None,
     };
     may_be_erased(job, facts)?;
-    if facts.possible_hosts == 0 && facts.vm.power_state == PowerState::Halted {
-        let text = format!("no host can start it with {} MiB", facts.vm.memory_static_max >> 20);
-        return Err((Reason::NoHost, text));
-    }
+    has_host(facts)?;
     let needs_flags = facts.hosts.iter().any(|host| host.api_version < (1, 10));
     let claim = Claim {
         v: 1,
@@ -226,17 +226,55 @@ fn is_pv(facts: &Facts) -> Result<(), Refusal> {
         return Err((Reason::NotPv, format!("its type is {kind}")));
     }
     // XenServer 8 and XCP-ng 8.3 (API 2.21) dropped PV.
-    match facts.hosts.iter().find(|host| host.api_version >= (2, 21)) {
-        Some(host) => {
-            let version = host.product_version.as_deref().unwrap_or("of unknown version");
-            Err((
-                Reason::PvUnsupported,
-                format!("host {} ({version}) cannot start PV guests", host.name_label),
-            ))
-        }
-        None => Ok(()),
+    if let Some(host) = facts.hosts.iter().find(|host| host.api_version >= (2, 21)) {
+        let version = host.product_version.as_deref().unwrap_or("of unknown version");
+        let text = format!("host {} ({version}) cannot start PV guests", host.name_label);
+        return Err((Reason::PvUnsupported, text));
+    }
+    // Xen lists x86_32p only while it takes 32-bit PV; 8.2 dropped it with an update of January 2022.
+    let template = facts.vm.other_config.get("base_template_name").filter(|name| name.contains("32-bit"));
+    match template {
+        Some(name) if !facts.hosts.iter().any(|host| host.takes("xen-3.0-x86_32p")) => Err((
+            Reason::PvUnsupported,
+            format!(
+                "it was made from \"{name}\", and no host takes 32-bit PV guests any more; if the new system has 64 bits, correct base_template_name in its other_config"
+            ),
+        )),
+        Some(_) | None => Ok(()),
     }
 }
+
+/// A host that can take the VM in HVM mode. Of a running VM the pool cannot tell which hosts have room once it is
+/// shut down, so that only the hosts' whole memory counts.
+fn has_host(facts: &Facts) -> Result<(), Refusal> {
+    let refuse = |text: String| Err((Reason::NoHost, text));
+    let enabled: Vec<&HostRecord> = facts.hosts.iter().filter(|host| host.enabled).collect();
+    if enabled.is_empty() {
+        return refuse("no host of the pool is enabled".into());
+    }
+    let able: Vec<&HostRecord> = enabled.into_iter().filter(|host| host.takes("hvm-")).collect();
+    if able.is_empty() {
+        return refuse("no enabled host can run HVM guests (none has `hvm-…` among its capabilities)".into());
+    }
+    let memory = facts.vm.memory_static_max;
+    let needed = memory.saturating_add(memory / SHADOW_SHARE).saturating_add(HVM_OVERHEAD);
+    let is_large = |host: &HostRecord| {
+        let metrics = facts.host_metrics.iter().find(|metrics| metrics.reference == host.metrics);
+        metrics.is_some_and(|metrics| metrics.memory_total >= needed)
+    };
+    let has_room = |host: &HostRecord| {
+        facts.vm.power_state != PowerState::Halted || facts.possible_hosts.contains(&host.reference)
+    };
+    if able.iter().any(|host| is_large(host) && has_room(host)) {
+        return Ok(());
+    }
+    refuse(format!("no host can start it as HVM with {} MiB", memory >> 20))
+}
+
+/// Xapi's reckoning for HVM: two pages of shadow and p2m for each MiB of the guest's memory, …
+const SHADOW_SHARE: u64 = 128;
+/// … and video memory, Xen's own and some VCPUs, in bytes.
+const HVM_OVERHEAD: u64 = 8 << 20;
 
 fn booting_nic(job: &Job, facts: &Facts) -> Result<Option<MacAddr>, Refusal> {
     let mut own: Vec<&VifRecord> = facts.vifs.iter().filter(|vif| vif.vm == facts.vm.reference).collect();

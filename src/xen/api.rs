@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use super::{
     CallError, Method, Transport, Value,
     records::{
-        EventBatch, GuestMetrics, HostRecord, PoolRecord, Record, RecordError, TaskRecord, VbdRecord,
+        EventBatch, GuestMetrics, HostMetrics, HostRecord, PoolRecord, Record, RecordError, TaskRecord, VbdRecord,
         VdiRecord, VifRecord, VmMetrics, VmRecord,
     },
 };
@@ -101,6 +101,11 @@ impl Api {
     /// `host.get_all_records`.
     pub async fn hosts(&self) -> Result<Vec<HostRecord>, CallError> {
         self.records(Method::HostGetAllRecords).await
+    }
+
+    /// `host_metrics.get_all_records`.
+    pub async fn host_metrics(&self) -> Result<Vec<HostMetrics>, CallError> {
+        self.records(Method::HostMetricsGetAllRecords).await
     }
 
     /// `pool.sync_database`: what was written so far survives the coordinator's power loss. Needs pool-operator.

@@ -84,6 +84,7 @@ pub enum Method {
     PoolGetAllRecords,
     PoolSyncDatabase,
     HostGetAllRecords,
+    HostMetricsGetAllRecords,
     VmGetAllRecords,
     VmGetByUuid,
     VmGetByNameLabel,
@@ -117,12 +118,13 @@ pub enum Method {
 
 impl Method {
     /// Every method.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 35] = [
         Self::SessionLogin,
         Self::SessionLogout,
         Self::PoolGetAllRecords,
         Self::PoolSyncDatabase,
         Self::HostGetAllRecords,
+        Self::HostMetricsGetAllRecords,
         Self::VmGetAllRecords,
         Self::VmGetByUuid,
         Self::VmGetByNameLabel,
@@ -162,6 +164,7 @@ impl Method {
             Self::PoolGetAllRecords => "pool.get_all_records",
             Self::PoolSyncDatabase => "pool.sync_database",
             Self::HostGetAllRecords => "host.get_all_records",
+            Self::HostMetricsGetAllRecords => "host_metrics.get_all_records",
             Self::VmGetAllRecords => "VM.get_all_records",
             Self::VmGetByUuid => "VM.get_by_uuid",
             Self::VmGetByNameLabel => "VM.get_by_name_label",

@@ -391,6 +391,15 @@ pub struct HostRecord {
     pub product_brand: Option<String>,
     /// `capabilities`: such as `xen-3.0-x86_64`, `hvm-3.0-x86_64`.
     pub capabilities: Vec<String>,
+    /// `metrics`: the reference of its [`HostMetrics`].
+    pub metrics: String,
+}
+
+impl HostRecord {
+    /// Its Xen takes guests of a kind, such as `hvm-` or `xen-3.0-x86_32p`: a capability begins so.
+    pub fn takes(&self, kind: &str) -> bool {
+        self.capabilities.iter().any(|capability| capability.starts_with(kind))
+    }
 }
 
 impl Record for HostRecord {
@@ -407,7 +416,24 @@ impl Record for HostRecord {
             product_version: software.remove("product_version"),
             product_brand: software.remove("product_brand"),
             capabilities: fields.set("capabilities")?,
+            metrics: fields.text("metrics")?,
         })
+    }
+}
+
+/// What bootflip reads of a host's metrics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostMetrics {
+    /// The reference that it was asked for by.
+    pub reference: String,
+    /// `memory_total`, in bytes; 0 while the host is away.
+    pub memory_total: u64,
+}
+
+impl Record for HostMetrics {
+    fn decode(reference: &str, value: &Value) -> Result<Self, RecordError> {
+        let fields = Fields::of("host_metrics", value)?;
+        Ok(Self { reference: reference.to_owned(), memory_total: fields.bytes("memory_total")? })
     }
 }
 

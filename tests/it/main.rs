@@ -12,6 +12,7 @@ mod http;
 mod kill;
 mod lab;
 mod recovery;
+mod refusals;
 mod simpool;
 mod store;
 mod tftp;

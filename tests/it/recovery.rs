@@ -63,6 +63,7 @@ fn blemish(world: &mut World) -> Option<String> {
         return Some(format!("{} {:?} {} at {:?}", job.state, job.reason, job.detail, job.cursor));
     }
     let violations = world.with(|pool, ledger, _, _| {
+        ledger.check_waits();
         ledger.check_end(pool);
         std::mem::take(&mut ledger.violations)
     });
@@ -223,6 +224,7 @@ fn one(spec: VmSpec, behaviour: Behaviour, profile: Profile, options: Options, d
 /// What is wrong with a world in which nothing is to happen any more.
 fn finish(world: &mut World) -> Vec<(&'static str, String)> {
     world.with(|pool, ledger, _, _| {
+        ledger.check_waits();
         ledger.check_end(pool);
         std::mem::take(&mut ledger.violations)
     })

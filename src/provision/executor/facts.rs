@@ -88,6 +88,7 @@ async fn gather(api: &Api, uuid: &str) -> Result<Facts, CallError> {
         detail: "the pool has no pool record".into(),
     })?;
     let hosts = api.hosts().await?;
-    let possible_hosts = api.possible_hosts(&reference).await?.len();
-    Ok(Facts { vm, metrics, vbds, vifs, pool, hosts, possible_hosts })
+    let host_metrics = api.host_metrics().await?;
+    let possible_hosts = api.possible_hosts(&reference).await?;
+    Ok(Facts { vm, metrics, vbds, vifs, pool, hosts, host_metrics, possible_hosts })
 }

@@ -13,6 +13,8 @@ pub const CONFIG: &str = "bootflip.toml";
 pub const ADMIN_SOCKET: &str = "admin.sock";
 /// The file with the pool's password, beneath the folder.
 pub const PASSWORD: &str = "password";
+/// What starts the server and commands, beneath the folder.
+pub const LAUNCHER: &str = "bootflip";
 /// The profile that the lab deploys.
 pub const PROFILE: &str = "mini";
 
@@ -72,9 +74,22 @@ poll = "1s"
     )
 }
 
+/// A script that becomes `program`, which then dies with the thread that started it: a lab that is killed leaves no
+/// server behind.
+pub fn launcher(program: &Path) -> String {
+    let quoted = program.to_string_lossy().replace('\'', "'\\''");
+    format!("#!/bin/sh\nexec setpriv --pdeathsig KILL '{quoted}' \"$@\"\n")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_launcher_takes_any_path() {
+        let line = "exec setpriv --pdeathsig KILL '/a b/it'\\''s/bootflip' \"$@\"";
+        assert_eq!(launcher(Path::new("/a b/it's/bootflip")).lines().nth(1), Some(line));
+    }
 
     #[test]
     fn the_configuration_holds_its_folders_and_no_open_brace() {

@@ -164,8 +164,8 @@ fn namespace() -> String {
 
 fn write_configuration(lab: &Lab, scene: &Scene, folder: &Path, at_once: u16) -> Result<(), RunError> {
     let text = layout::config(folder, &lab.www(), scene.sim.address, at_once);
-    write(&folder.join(layout::CONFIG), &text)?;
-    write(&folder.join(layout::PASSWORD), &format!("{DEFAULT_PASSWORD}\n"))
+    write(&folder.join(layout::CONFIG), &text, 0o600)?;
+    write(&folder.join(layout::PASSWORD), &format!("{DEFAULT_PASSWORD}\n"), 0o600)
 }
 
 /// The lab while it runs.
@@ -194,11 +194,10 @@ impl<'o> Bench<'o> {
         let begun = Instant::now();
         let scene = Scene::set(lab, network, folder, options.vms, Release::V8_2).await?;
         write_configuration(lab, &scene, folder, options.vms.min(AT_ONCE))?;
-        let program = Program {
-            path: options.program.clone(),
-            config: folder.join(layout::CONFIG),
-            logs: folder.to_owned(),
-        };
+        let launcher = folder.join(layout::LAUNCHER);
+        write(&launcher, &layout::launcher(&options.program), 0o700)?;
+        let program =
+            Program { path: launcher, config: folder.join(layout::CONFIG), logs: folder.to_owned() };
         let progress = Progress::new(options.json, scene.before.iter().map(|vm| vm.name.as_str()));
         Ok(Self {
             options,
@@ -355,11 +354,11 @@ fn make_folder() -> Result<PathBuf, RunError> {
     Ok(folder)
 }
 
-fn write(path: &Path, text: &str) -> Result<(), RunError> {
+fn write(path: &Path, text: &str, mode: u32) -> Result<(), RunError> {
     let written = std::fs::OpenOptions::new()
         .write(true)
         .create_new(true)
-        .mode(0o600)
+        .mode(mode)
         .open(path)
         .and_then(|mut file| io::Write::write_all(&mut file, text.as_bytes()));
     written.map_err(|source| RunError::Write { path: path.to_owned(), source })

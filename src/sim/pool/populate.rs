@@ -114,7 +114,10 @@ impl Pool {
     /// The host's record follows its spec.
     pub(super) fn describe_host(&mut self, now: Timestamp, index: usize) {
         let Some(Host { reference, spec }) = self.hosts.get(index) else { return };
-        let mut capabilities = vec!["xen-3.0-x86_64", "xen-3.0-x86_32p"];
+        let mut capabilities = vec!["xen-3.0-x86_64"];
+        if spec.pv32 {
+            capabilities.push("xen-3.0-x86_32p");
+        }
         if spec.hvm {
             capabilities.extend(["hvm-3.0-x86_32", "hvm-3.0-x86_32p", "hvm-3.0-x86_64"]);
         }

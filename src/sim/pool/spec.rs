@@ -140,6 +140,8 @@ pub struct HostSpec {
     pub memory: u64,
     /// The processor can run HVM domains.
     pub hvm: bool,
+    /// Xen takes 32-bit PV domains; 8.2 dropped them with an update of January 2022.
+    pub pv32: bool,
     /// `enabled`: takes new domains.
     pub enabled: bool,
 }
@@ -151,6 +153,7 @@ impl Default for HostSpec {
             address: "127.0.0.1".to_owned(),
             memory: 4 << 40,
             hvm: true,
+            pv32: true,
             enabled: true,
         }
     }

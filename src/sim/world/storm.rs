@@ -32,7 +32,7 @@ pub enum Fate {
 }
 
 /// Kinds of misfortune, as they are counted.
-pub const KINDS: [&str; 21] = [
+pub const KINDS: [&str; 22] = [
     "lost-before",
     "lost-after",
     "busy",
@@ -54,7 +54,16 @@ pub const KINDS: [&str; 21] = [
     "person-sets-type",
     "person-removes-claim",
     "person-destroys",
+    "rival-claims",
 ];
+
+/// The claim of another bootflip server, with a database of its own.
+fn rival_claim(vm_uuid: &str) -> String {
+    format!(
+        "{{\"v\":1,\"owner\":\"rival\",\"vm_uuid\":\"{vm_uuid}\",\"job\":\"theirs\",\"attempt\":1,\
+         \"nonce\":\"ffff\",\"since\":0,\"touched\":{{}}}}"
+    )
+}
 
 /// Random misfortune with its own seed.
 #[derive(Debug)]
@@ -178,6 +187,7 @@ impl Storm {
             "person-sets-order" => PersonAct::SetBootParams([("order".to_owned(), "dc".to_owned())].into()),
             "person-sets-type" => PersonAct::SetPolicy("BIOS order".into()),
             "person-removes-claim" => PersonAct::RemoveOtherConfig { key: CLAIM_KEY.into() },
+            "rival-claims" => PersonAct::AddOtherConfig { key: CLAIM_KEY.into(), value: rival_claim(&uuid) },
             "person-destroys" if self.rng.one_in(3) => PersonAct::Destroy,
             _ => return Fate::Done,
         };

@@ -162,12 +162,14 @@ fn a_host_tells_its_release() {
             Value::map(&BTreeMap::from([("product_version".to_owned(), "8.2.1".to_owned())])),
         ),
         ("capabilities", Value::Array(vec![text("hvm-3.0-x86_64")])),
+        ("metrics", text("OpaqueRef:hm")),
     ]);
     let host = HostRecord::decode("OpaqueRef:h", &Value::Struct(fields.clone())).unwrap();
     assert_eq!(
-        (host.api_version, host.product_version.as_deref(), host.product_brand),
+        (host.api_version, host.product_version.as_deref(), host.product_brand.as_deref()),
         ((2, 15), Some("8.2.1"), None)
     );
+    assert!(host.takes("hvm-") && !host.takes("xen-3.0-x86_32p"));
     fields.insert("API_version_minor".into(), text("-1"));
     assert!(HostRecord::decode("OpaqueRef:h", &Value::Struct(fields)).is_err());
 }
