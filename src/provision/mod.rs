@@ -38,3 +38,6 @@ pub fn resume(job: &Job) -> Option<Effect> {
         State::Queued | State::NeedsOperator | State::Succeeded | State::Failed | State::Cancelled => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -558,8 +558,9 @@ impl Executor {
                 }
             }
             let freed = before.is_some_and(|before| before.slot) && !job.slot;
-            let waiting = memory.live.values().filter(|other| freed && admission::is_waiting(other));
-            waiting.map(|other| other.id.clone()).collect()
+            let cap_of = |pool: &str| self.parts.pools.get(pool).map_or(0, |pool| pool.installs);
+            let live = freed.then(|| memory.live.values()).into_iter().flatten();
+            admission::next(live, cap_of).map(str::to_owned).collect()
         };
         let open = job.gate != GateState::Closed;
         let newest = job.mac.is_some()
