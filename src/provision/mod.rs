@@ -8,6 +8,7 @@
 pub mod admission;
 pub mod claim;
 pub mod completion;
+pub mod event;
 pub mod executor;
 pub mod intake;
 pub mod job;
@@ -38,3 +39,6 @@ pub fn resume(job: &Job) -> Option<Effect> {
         State::Queued | State::NeedsOperator | State::Succeeded | State::Failed | State::Cancelled => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

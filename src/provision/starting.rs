@@ -50,7 +50,11 @@ pub fn pv(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
     let Some(start) = &job.pv_start else {
         return Plan::Fail(Reason::PvStartFailed, "the intent of the start is missing".into());
     };
-    if seen.vm.power_state == PowerState::Paused && !seen.is_busy() {
+    if seen.vm.power_state == PowerState::Paused {
+        // start_time may be new already while the pool still works on the start: it is not done before it is unpaused.
+        if seen.is_busy() {
+            return Plan::Wait(now + SOON);
+        }
         let too_soon = trail.last().is_some_and(|(at, call, result)| {
             *call == Call::Unpause && matches!(result, CallResult::Failed(_)) && now < *at + SOON
         });
@@ -193,5 +197,46 @@ fn refused(job: &Job, pv: bool, error: &CallError) -> Plan {
         Plan::Done(Outcome::StartGivenUp(in_words))
     } else {
         Plan::Fail(reason, in_words)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::provision::tests::{at, job, observed};
+
+    #[test]
+    fn pv_start_is_not_done_before_it_is_unpaused() {
+        let mut job = job("j1", 0);
+        job.state = State::Starting;
+        job.pv_start = Some(StartRecord {
+            before: "then".to_owned(),
+            domid_before: -1,
+            intended: at(10),
+            task: None,
+            seen: None,
+            domid: None,
+            at: None,
+        });
+        let called = Trail {
+            calls: vec![(at(10), Call::Start { paused: true }, CallResult::Ok { task: None })],
+            intended_here: true,
+        };
+        let wait = Plan::Wait(at(11) + SOON);
+        let done = Plan::Done(Outcome::PvStarted { start_time: "now".to_owned(), domid: 7 });
+        for (power_state, operation, start_time, expected) in [
+            (PowerState::Paused, Some("start"), "now", wait.clone()),
+            (PowerState::Paused, Some("unpause"), "now", wait.clone()),
+            (PowerState::Paused, None, "now", Plan::Call(Call::Unpause)),
+            (PowerState::Paused, None, "then", Plan::Call(Call::Unpause)),
+            (PowerState::Running, None, "then", wait),
+            (PowerState::Running, None, "now", done),
+        ] {
+            let mut seen = observed(power_state, start_time);
+            seen.vm.current_operations =
+                operation.map(|name| ("task".to_owned(), name.to_owned())).into_iter().collect();
+            let plan = pv(&job, &seen, &called, at(11));
+            assert_eq!(plan, expected, "{power_state:?} {operation:?} {start_time}");
+        }
     }
 }

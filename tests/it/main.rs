@@ -5,6 +5,7 @@ mod boot;
 mod cli;
 mod common;
 mod config;
+mod demo;
 mod dhcp;
 mod guests;
 mod http;

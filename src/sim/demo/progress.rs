@@ -91,6 +91,7 @@ impl Progress {
         if let Self::Bars { screen, bars, all } = self {
             if *all {
                 bars.values().for_each(ProgressBar::abandon);
+                line("");
             } else {
                 drop(screen.clear());
             }
