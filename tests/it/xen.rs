@@ -207,6 +207,7 @@ async fn a_member_that_the_pool_listed_itself_is_trusted() {
             text("address", address),
             text("API_version_major", "2"),
             text("API_version_minor", "15"),
+            text("metrics", "OpaqueRef:hm"),
         ]);
         host.insert("enabled".into(), Value::Bool(true));
         host.insert("software_version".into(), Value::Struct(BTreeMap::new()));
