@@ -8,8 +8,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use super::{
     CallError, Method, Transport, Value,
     records::{
-        EventBatch, GuestMetrics, HostMetrics, HostRecord, PoolRecord, Record, RecordError, TaskRecord, VbdRecord,
-        VdiRecord, VifRecord, VmMetrics, VmRecord,
+        EventBatch, GuestMetrics, HostMetrics, HostRecord, PoolRecord, Record, RecordError, TaskRecord,
+        VbdRecord, VdiRecord, VifRecord, VmMetrics, VmRecord,
     },
 };
 
