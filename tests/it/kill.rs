@@ -9,16 +9,15 @@ use bootflip::{
         job::{Evidence, State},
     },
     sim::{
-        demo::plan::Moment,
         faults::FaultKind,
-        guest::{GuestPlan, Mishap, Stage},
+        guest::{GuestPlan, Mishap},
         pool::VmSpec,
     },
 };
 use futures_util::{StreamExt, stream};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
-use crate::common::site::{HELD, LONG, Plan, Site, blemishes, hold, quick, vm};
+use crate::common::site::{HELD, Plan, Site, blemishes, hold, quick, vm};
 
 /// How many sites run side by side.
 const AT_ONCE: usize = 9;
@@ -118,10 +117,7 @@ async fn reach(site: &mut Site, at: At) -> String {
             site.fired(HELD).await;
         }
         At::Packages => {
-            let mut reached = Moment::HvmRuns;
-            while reached != Moment::At(Stage::Packages) {
-                reached = timeout(LONG, site.happened.recv()).await.unwrap().unwrap().moment;
-            }
+            site.until_packages().await;
         }
         At::BeforeEvidence => {
             site.until_job(&id, "waits for evidence", |job| job.state == State::Verifying).await;

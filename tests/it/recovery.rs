@@ -176,6 +176,21 @@ fn a_server_that_sleeps_through_the_installation_starts_nothing_twice() {
     }
 }
 
+/// A world whose server dies in the HVM start and comes back when everything has halted.
+pub(crate) fn asleep_through_the_start(decisions: Decisions) -> World {
+    let job = Some((profile(Completion::Report), Options::default()));
+    World::new(Setup {
+        pool: Pool::new(7, Release::V8_2),
+        vms: vec![VmPlan { spec: VmSpec::default(), behaviours: vec![Behaviour::DiesAtOnce], job }],
+        installs: 4,
+        allow: Vec::new(),
+        decisions,
+        cut: Some(Cut::new(Effect::Start, Point::AfterCall, Reply::LostAfter)),
+        storm: None,
+        downtime: Downtime::UntilHalted,
+    })
+}
+
 /// The server is away from the PV start until somebody has shut the new system down.
 #[test]
 fn a_server_that_sleeps_through_the_pv_start_does_not_start_it_again() {

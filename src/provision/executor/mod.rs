@@ -8,6 +8,7 @@ mod calls;
 pub mod claims;
 mod facts;
 pub mod lookups;
+mod publish;
 mod reports;
 
 use std::{
@@ -20,7 +21,7 @@ use std::{
 use super::{
     admission,
     claim::{Claim, Found},
-    job::{Effect, GateState, Intent, Job, NewJob, StartRecord, State, Tokens},
+    job::{Effect, Intent, Job, NewJob, StartRecord, State},
     plan::{CallResult, Observed, Plan, Trail, plan, reason_of},
     preflight::Rules,
     reason::Reason,
@@ -29,10 +30,10 @@ use super::{
     step::{Channel, Event, Outcome, step},
 };
 use crate::{
-    boot::{ArmPhase, Armed, Gate, Machine, sink::Sign},
+    boot::{Armed, Gate, sink::Sign},
     clock::{Clock, Timestamp},
     machine::MacAddr,
-    secret::{TokenHash, TokenKey, TokenUse},
+    secret::{TokenHash, TokenKey},
     store::{
         Store, StoreError,
         jobs::{Jobs, Stored},
@@ -525,92 +526,6 @@ impl Executor {
                 Err(StoreError::Conflict { key }) if key.starts_with("jobs/") => {}
                 Err(error) => return Err(error.into()),
             }
-        }
-    }
-
-    /// Sets gate, token index and admission from a stored job; wakes those who wait for its slot.
-    fn publish(&self, before: Option<&Job>, job: &Job) {
-        let woken: Vec<String> = {
-            let mut memory = self.memory();
-            if job.state.is_terminal() && job.settle_at.is_none() {
-                memory.live.remove(&job.id);
-            } else {
-                memory.live.insert(job.id.clone(), job.clone());
-            }
-            if let Some(old) = before.and_then(|before| before.tokens).filter(|old| Some(*old) != job.tokens)
-            {
-                memory.tokens.remove(&old.report);
-                memory.tokens.remove(&old.booted);
-                memory.renders.remove(&old.render);
-            }
-            if let Some(tokens) = &job.tokens {
-                memory.tokens.insert(tokens.report, (job.id.clone(), Channel::Report));
-                memory.tokens.insert(tokens.booted, (job.id.clone(), Channel::Booted));
-                memory.renders.insert(tokens.render, job.id.clone());
-            }
-            if let Some(mac) = job.mac {
-                if job.state.is_terminal() {
-                    if memory.macs.get(&mac).is_some_and(|of| *of == job.id) {
-                        memory.macs.remove(&mac);
-                    }
-                } else {
-                    memory.macs.insert(mac, job.id.clone());
-                }
-            }
-            let freed = before.is_some_and(|before| before.slot) && !job.slot;
-            let cap_of = |pool: &str| self.parts.pools.get(pool).map_or(0, |pool| pool.installs);
-            let live = freed.then(|| memory.live.values()).into_iter().flatten();
-            admission::next(live, cap_of).map(str::to_owned).collect()
-        };
-        let open = job.gate != GateState::Closed;
-        let newest = job.mac.is_some()
-            && (open
-                || before.is_some_and(|before| before.gate != GateState::Closed)
-                || !job.state.is_terminal());
-        if let Some(mac) = job.mac.filter(|_| newest) {
-            let armed = open.then(|| Arc::new(self.armed(job, mac)));
-            let machine = Machine { mac, name: job.vm_name.clone(), vm_uuid: job.vm_uuid.clone(), armed };
-            self.parts.gate.update(|table| table.publish(machine));
-        }
-        for id in woken {
-            self.parts.wakers.wake(&id);
-        }
-    }
-
-    fn armed(&self, job: &Job, mac: MacAddr) -> Armed {
-        let token = |usage| self.parts.key.token(&job.id, job.attempt, usage);
-        let files = job.profile.boot.clone().unwrap_or_else(|| crate::config::BootFiles {
-            kernel: String::new(),
-            initrd: Vec::new(),
-            args: String::new(),
-            answer: None,
-        });
-        Armed {
-            job: job.id.clone(),
-            attempt: job.attempt,
-            vm_name: job.vm_name.clone(),
-            vm_uuid: job.vm_uuid.clone(),
-            mac,
-            render: token(TokenUse::Render),
-            report: token(TokenUse::Report),
-            booted: token(TokenUse::Booted),
-            files,
-            profile: job.profile.name.clone(),
-            variables: job.variables.clone(),
-            disk: job.disk.clone(),
-            phase: match job.gate {
-                GateState::Closed | GateState::Booting => ArmPhase::Booting,
-                GateState::Installing => ArmPhase::Installing,
-            },
-        }
-    }
-
-    fn tokens_of(&self, job: &Job) -> Tokens {
-        let hash = |usage| self.parts.key.token(&job.id, job.attempt, usage).hash();
-        Tokens {
-            render: hash(TokenUse::Render),
-            report: hash(TokenUse::Report),
-            booted: hash(TokenUse::Booted),
         }
     }
 

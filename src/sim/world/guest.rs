@@ -149,6 +149,8 @@ pub struct Guest {
     booted: Option<Token>,
     /// It does nothing more.
     pub idle: bool,
+    /// The reports that it sent.
+    pub sent: Vec<Report>,
 }
 
 /// Reports are tried again for this long.
@@ -177,6 +179,7 @@ impl Guest {
             domid: start.domid,
             mac: start.macs.first().copied(),
             idle: acts.is_empty(),
+            sent: Vec::new(),
             acts,
             at: 0,
             next: now + Duration::from_millis(1500),
@@ -301,7 +304,12 @@ impl Guest {
         })
     }
 
-    fn report(&self, services: Services<'_>, token: crate::secret::TokenHash, stage: &str) -> Option<Try> {
+    fn report(
+        &mut self,
+        services: Services<'_>,
+        token: crate::secret::TokenHash,
+        stage: &str,
+    ) -> Option<Try> {
         let report = Report {
             token,
             stage: stage.to_owned(),
@@ -309,6 +317,7 @@ impl Guest {
             peer: None,
             by_get: false,
         };
+        self.sent.push(report.clone());
         Some(match services.sink.report(report).now_or_never()? {
             ReportAnswer::Accepted | ReportAnswer::Already => Try::Went,
             ReportAnswer::Closed

@@ -24,7 +24,7 @@ use self::{
     wires::{Disk, Line, News, Shared, Wires},
 };
 use crate::{
-    boot::{Armed, Gate},
+    boot::{Armed, Gate, sink::Sink as _},
     clock::{Clock as _, Timestamp},
     config::{Deadlines, Profile},
     provision::{
@@ -107,6 +107,7 @@ pub struct World {
     attempts: HashMap<String, usize>,
     behaviours: HashMap<String, Vec<Behaviour>>,
     back_at: Option<Timestamp>,
+    sent: Vec<crate::boot::sink::Report>,
     /// How often the server died.
     pub crashes: u32,
 }
@@ -180,6 +181,7 @@ impl World {
             attempts: HashMap::new(),
             behaviours,
             back_at: None,
+            sent: Vec::new(),
             crashes: 0,
         };
         world.make_jobs(jobs);
@@ -311,6 +313,7 @@ impl World {
         let disk = self.contents.entry(guest.vm_uuid.clone()).or_default();
         let wires = self.wires.clone();
         let lived = guest.act(now, services, |change| change(&mut wires.lock().pool), disk).is_some();
+        self.sent.append(&mut guest.sent);
         self.wires.lock().ledger.counts.happenings += 1;
         if !lived {
             self.die();
@@ -397,6 +400,16 @@ impl World {
             None => {
                 self.die();
                 false
+            }
+        }
+    }
+
+    /// Every report that was ever sent comes once more: a proxy tries again, a packet was slow.
+    pub fn repeat_reports(&mut self) {
+        for report in self.sent.clone() {
+            let Some(server) = &self.server else { return };
+            if Arc::clone(&server.executor).report(report).now_or_never().is_none() {
+                self.die();
             }
         }
     }

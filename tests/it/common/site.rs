@@ -13,15 +13,18 @@ use std::{
 use bootflip::{
     app::{self, views::JobView},
     machine::MacAddr,
-    provision::Job,
+    provision::{
+        Job,
+        job::{Evidence, State},
+    },
     sim::{
         demo::{
             guests::{Guests, Happened},
-            plan::{DemoPlan, VmPlan},
+            plan::{DemoPlan, Moment, VmPlan},
         },
         faults::{Fault, FaultKind, Trigger},
         guest::{
-            GuestPlan, Pace,
+            GuestPlan, Pace, Stage,
             client::{Wire, WireConfig},
         },
         pool::{BootMode, DEFAULT_PASSWORD, DomainStart, Pool, Release, Timing, VmSpec, VmTruth},
@@ -53,13 +56,11 @@ pub(crate) struct Plan {
     pub(crate) boot: bool,
     /// More of the configuration.
     pub(crate) more: String,
-    /// The port of the pool; 0: any.
-    pub(crate) pool_port: u16,
 }
 
 impl Plan {
     pub(crate) fn of(vms: Vec<VmSpec>) -> Self {
-        Self { vms, guest: quick(), boot: true, more: String::new(), pool_port: 0 }
+        Self { vms, guest: quick(), boot: true, more: String::new() }
     }
 }
 
@@ -117,6 +118,8 @@ pub(crate) struct Site {
     pub(crate) sim: SimServer,
     /// Domains boot as PV only while this is true.
     pub(crate) pv_boots: watch::Sender<bool>,
+    /// Those of DHCP, TFTP and boot HTTP.
+    pub(crate) ports: [u16; 3],
     /// What guests go through.
     pub(crate) happened: mpsc::Receiver<Happened>,
     /// The environment of every command.
@@ -136,14 +139,14 @@ impl Site {
         let mut pool = quick_pool();
         let uuids: Vec<String> = plan.vms.iter().map(|vm| pool.add_vm(vm.clone())).collect();
         let options = SimOptions {
-            port: plan.pool_port,
             device: Some("lo".to_owned()),
             login_delay: Duration::ZERO,
             ..SimOptions::default()
         };
         let mut sim = SimServer::start(pool, options).unwrap();
         let (stop, pool) = (CancellationToken::new(), sim.pool.clone());
-        let (server_port, tftp_port) = (ports::free(), ports::free());
+        let ports = [ports::free(), ports::free(), ports::free()];
+        let [server_port, tftp_port, _] = ports;
         let config = WireConfig { device: "lo".to_owned(), client_port: 0, server_port, tftp_port };
         let wire = Arc::new(Wire::bind(config).unwrap());
         let client_port = wire.client_port().unwrap();
@@ -161,7 +164,7 @@ impl Site {
         let folder = tempfile::tempdir().unwrap();
         let mut text = head(&sim.url());
         if plan.boot {
-            text.push_str(&boot(server_port, client_port, tftp_port, ports::free()));
+            text.push_str(&boot(ports, client_port));
             std::fs::create_dir_all(folder.path().join("root/mini")).unwrap();
             for file in ["mini/vmlinuz", "mini/initrd", "undionly.kpxe"] {
                 std::fs::write(folder.path().join("root").join(file), file.repeat(1000)).unwrap();
@@ -170,7 +173,7 @@ impl Site {
         writeln!(text, "{}", plan.more).unwrap();
         std::fs::write(folder.path().join("b.toml"), text).unwrap();
         write_secret(&folder.path().join("password"), DEFAULT_PASSWORD);
-        Self { folder, pool, sim, pv_boots, happened, environment: Vec::new(), server: None, stop }
+        Self { folder, pool, sim, pv_boots, ports, happened, environment: Vec::new(), server: None, stop }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -252,6 +255,30 @@ impl Site {
         serde_json::from_str(&shown.out).unwrap()
     }
 
+    /// Waits until the job ended as it should, and the pool's record says so too.
+    pub(crate) async fn until_installed(&self, id: &str, before: &VmTruth) {
+        let job = self.until_job(id, "ended", |job| job.is_over()).await;
+        assert_eq!((job.state, job.evidence), (State::Succeeded, Evidence::Pv), "{job:#?}\n{}", self.log());
+        assert_eq!(blemishes(before, &self.truth(&before.name)), Vec::<String>::new());
+    }
+
+    /// Waits until an installer has reached its packages.
+    pub(crate) async fn until_packages(&mut self) {
+        let mut reached = Moment::HvmRuns;
+        while reached != Moment::At(Stage::Packages) {
+            reached = timeout(LONG, self.happened.recv()).await.expect("an installer").unwrap().moment;
+        }
+    }
+
+    /// Waits until the server has read this many machines from the pool.
+    pub(crate) async fn until_known(&self, machines: usize) {
+        let until = Instant::now() + LONG;
+        while !self.log().contains(&format!("machines={machines}")) {
+            assert!(Instant::now() < until, "the pool was not read: {}", self.log());
+            sleep(LOOK).await;
+        }
+    }
+
     /// Waits until the job is as wanted.
     pub(crate) async fn until_job(&self, id: &str, what: &str, wanted: impl Fn(&JobView) -> bool) -> JobView {
         let until = Instant::now() + LONG;
@@ -262,15 +289,6 @@ impl Site {
             }
             assert!(Instant::now() < until, "the job never {what}: {job:#?}\n{}", self.log());
             sleep(LOOK * 4).await;
-        }
-    }
-
-    /// Waits until the pool's record is as wanted.
-    pub(crate) async fn until(&self, name: &str, what: &str, wanted: impl Fn(&VmTruth) -> bool) {
-        let until = Instant::now() + LONG;
-        while !wanted(&self.truth(name)) {
-            assert!(Instant::now() < until, "{name} never {what}: {:#?}\n{}", self.truth(name), self.log());
-            sleep(LOOK).await;
         }
     }
 
@@ -395,7 +413,7 @@ report_after_halt = "5s"
     )
 }
 
-fn boot(server: u16, client: u16, tftp: u16, http: u16) -> String {
+fn boot([server, tftp, http]: [u16; 3], client: u16) -> String {
     let host = Ipv4Addr::LOCALHOST;
     format!(
         r#"[[dhcp]]
