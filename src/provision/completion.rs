@@ -45,10 +45,11 @@ pub fn completion(job: &Job, seen: &Observed, now: Timestamp) -> Plan {
         Completion::Report => Plan::Fail(Reason::NoReport, "the VM is Halted and no `done` came".into()),
         Completion::Halt => by_halt(job, start, halted),
         Completion::Either if reported => Plan::Done(Outcome::Completed),
-        Completion::Either => match by_halt(job, start, halted) {
-            Plan::Fail(..) if now < report_until => Plan::Wait(report_until),
-            verdict => verdict,
-        },
+        Completion::Either => {
+            let verdict = by_halt(job, start, halted);
+            let waits = matches!(verdict, Plan::Fail(..)) && now < report_until;
+            if waits { Plan::Wait(report_until) } else { verdict }
+        }
     }
 }
 
