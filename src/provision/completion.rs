@@ -117,8 +117,9 @@ fn deadlines(job: &Job, begun: Timestamp) -> Vec<(Reason, Timestamp, bool, &'sta
     let answered = job.answer_fetches > 0 || staged;
     let kernel = saw(&[Sign::Kernel, Sign::Initrd]) || answered;
     let dhcp = saw(&[Sign::Dhcp, Sign::Loader, Sign::Script]) || kernel;
-    let mut all =
-        vec![(Reason::InstallTimeout, begun + limits.install, job.done_at.is_some(), "it did not finish")];
+    // Where only Halted counts, a `done` report ends nothing.
+    let finished = reports && job.done_at.is_some();
+    let mut all = vec![(Reason::InstallTimeout, begun + limits.install, finished, "it did not finish")];
     if reports {
         all.push((Reason::NoStage, begun + limits.first_stage, staged, "no report came"));
     }
