@@ -35,6 +35,7 @@ fn binary() -> &'static Path {
 fn command(program: &Path, arguments: &[&str], folder: &Path) -> Command {
     let mut command = Command::new(program);
     command.arg("demo").args(arguments).env("TMPDIR", folder).env("HOME", folder).current_dir(folder);
+    command.env_remove("RUST_LOG");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     command
 }
@@ -272,9 +273,12 @@ async fn demo_needs_no_privileges() {
 const APART: &str = r#"
 set -e
 ip link set lo up
-ip link add out type dummy
-echo 1 >/proc/sys/net/ipv6/conf/out/disable_ipv6 2>/dev/null || true
-ip link set out arp off up
+ip link add out type veth peer name far
+for device in out far; do
+    # IPv6 speaks by itself on a new link.
+    echo 1 >/proc/sys/net/ipv6/conf/$device/disable_ipv6 2>/dev/null || true
+    ip link set $device arp off up
+done
 ip addr add 192.0.2.1/24 dev out
 ip route add default via 192.0.2.2
 count() { sed -n 's/^ *out: *//p' /proc/net/dev | awk '{ print "COUNT", $2 + $10 }'; }

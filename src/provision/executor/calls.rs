@@ -41,11 +41,9 @@ impl Executor {
             Err(error) => return Err(error),
         };
         let metrics = api.vm_metrics(&vm.metrics).await?;
-        let known = match effect {
-            Effect::Start => job.start.as_ref().and_then(|start| start.task.clone()),
-            Effect::StartPv => job.pv_start.as_ref().and_then(|start| start.task.clone()),
-            _ => None,
-        };
+        let hvm = job.start.as_ref().filter(|_| effect == Effect::Start);
+        let pv = job.pv_start.as_ref().filter(|_| effect == Effect::StartPv);
+        let known = hvm.or(pv).and_then(|start| start.task.clone());
         let task = match trail.task().map(str::to_owned).or(known) {
             Some(task) => Some(task_state(api, &task).await?),
             None => None,
