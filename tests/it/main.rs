@@ -16,6 +16,7 @@ mod luck;
 mod recovery;
 mod refusals;
 mod simpool;
+mod stale;
 mod store;
 mod tftp;
 mod tidy;
