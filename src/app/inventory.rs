@@ -96,29 +96,43 @@ pub struct Watcher {
 impl Watcher {
     /// Watches until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        let both = async { tokio::join!(self.refresh_again_and_again(), self.follow()) };
-        stop.run_until_cancelled(both).await;
+        let mut macs = BTreeSet::new();
+        let all = async {
+            // Events begin with every VM's record, as large as this reading: one after the other, for the memory's sake.
+            let read = self.read(&mut macs).await;
+            tokio::join!(self.read_again_and_again(macs, read), self.follow())
+        };
+        stop.run_until_cancelled(all).await;
     }
 
-    async fn refresh_again_and_again(&self) {
-        let mut macs = BTreeSet::new();
+    async fn read_again_and_again(&self, mut macs: BTreeSet<MacAddr>, mut read: bool) {
         let mut pause = PAUSE.0;
         loop {
-            match self.refresh(&mut macs).await {
-                Ok(count) => {
-                    if self.known.note(&self.pool, Ok(count)) {
-                        tracing::info!(pool = %self.pool, machines = macs.len(), "pool read");
-                    }
-                    pause = PAUSE.0;
-                    sleep(REFRESH).await;
+            if read {
+                pause = PAUSE.0;
+                sleep(REFRESH).await;
+            } else {
+                sleep(pause).await;
+                pause = (pause * 2).min(PAUSE.1);
+            }
+            read = self.read(&mut macs).await;
+        }
+    }
+
+    /// Reads the pool and notes how it went; whether it could be read.
+    async fn read(&self, macs: &mut BTreeSet<MacAddr>) -> bool {
+        match self.refresh(macs).await {
+            Ok(vms) => {
+                if self.known.note(&self.pool, Ok(vms)) {
+                    tracing::info!(pool = %self.pool, machines = macs.len(), "pool read");
                 }
-                Err(error) => {
-                    if self.known.note(&self.pool, Err(error.to_string())) {
-                        tracing::warn!(pool = %self.pool, %error, "the pool cannot be read; its jobs wait");
-                    }
-                    sleep(pause).await;
-                    pause = (pause * 2).min(PAUSE.1);
+                true
+            }
+            Err(error) => {
+                if self.known.note(&self.pool, Err(error.to_string())) {
+                    tracing::warn!(pool = %self.pool, %error, "the pool cannot be read; its jobs wait");
                 }
+                false
             }
         }
     }

@@ -45,10 +45,11 @@ pub fn completion(job: &Job, seen: &Observed, now: Timestamp) -> Plan {
         Completion::Report => Plan::Fail(Reason::NoReport, "the VM is Halted and no `done` came".into()),
         Completion::Halt => by_halt(job, start, halted),
         Completion::Either if reported => Plan::Done(Outcome::Completed),
-        Completion::Either => match by_halt(job, start, halted) {
-            Plan::Fail(..) if now < report_until => Plan::Wait(report_until),
-            verdict => verdict,
-        },
+        Completion::Either => {
+            let verdict = by_halt(job, start, halted);
+            let waits = matches!(verdict, Plan::Fail(..)) && now < report_until;
+            if waits { Plan::Wait(report_until) } else { verdict }
+        }
     }
 }
 
@@ -116,8 +117,9 @@ fn deadlines(job: &Job, begun: Timestamp) -> Vec<(Reason, Timestamp, bool, &'sta
     let answered = job.answer_fetches > 0 || staged;
     let kernel = saw(&[Sign::Kernel, Sign::Initrd]) || answered;
     let dhcp = saw(&[Sign::Dhcp, Sign::Loader, Sign::Script]) || kernel;
-    let mut all =
-        vec![(Reason::InstallTimeout, begun + limits.install, job.done_at.is_some(), "it did not finish")];
+    // Where only Halted counts, a `done` report ends nothing.
+    let finished = reports && job.done_at.is_some();
+    let mut all = vec![(Reason::InstallTimeout, begun + limits.install, finished, "it did not finish")];
     if reports {
         all.push((Reason::NoStage, begun + limits.first_stage, staged, "no report came"));
     }

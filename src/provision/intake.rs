@@ -33,22 +33,17 @@ pub fn judge(job: &Job, report: &Report, channel: Channel, now: Timestamp) -> (O
     let stage = mark(report, now);
     let seen = job.stages.iter().any(|known| known.name == stage.name);
     match channel {
-        Channel::Report => match job.state {
-            State::Flipping | State::Booting | State::Installing if seen => (None, ReportAnswer::Already),
-            State::Flipping | State::Booting | State::Installing => {
-                (Some(Event::Report(stage)), ReportAnswer::Accepted)
-            }
-            _ if seen => (None, ReportAnswer::Already),
-            _ => (Some(Event::Report(stage)), ReportAnswer::Closed),
-        },
-        Channel::Booted => match job.state {
-            State::Verifying if job.booted_at.is_some() => (None, ReportAnswer::Already),
-            State::Verifying => (Some(Event::Booted(stage)), ReportAnswer::Accepted),
-            // The new system may be faster than the look at its start.
-            State::Starting => (None, ReportAnswer::Later),
-            _ if seen => (None, ReportAnswer::Already),
-            _ => (Some(Event::Booted(stage)), ReportAnswer::Closed),
-        },
+        _ if seen => (None, ReportAnswer::Already),
+        Channel::Report if matches!(job.state, State::Flipping | State::Booting | State::Installing) => {
+            (Some(Event::Report(stage)), ReportAnswer::Accepted)
+        }
+        Channel::Report => (Some(Event::Report(stage)), ReportAnswer::Closed),
+        Channel::Booted if job.state == State::Verifying => {
+            (Some(Event::Booted(stage)), ReportAnswer::Accepted)
+        }
+        // The new system may be faster than the look at its start.
+        Channel::Booted if job.state == State::Starting => (None, ReportAnswer::Later),
+        Channel::Booted => (Some(Event::Booted(stage)), ReportAnswer::Closed),
     }
 }
 

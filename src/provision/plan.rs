@@ -389,11 +389,9 @@ fn flip(effect: Effect, job: &Job, seen: &Observed) -> Plan {
     };
     match settings::way_there(&seen.vm, &claim.touched, wanted) {
         Some(call) => Plan::Call(call),
-        None => Plan::Done(match effect {
-            Effect::Actions => Outcome::ActionsSet,
-            Effect::Order => Outcome::OrderSet,
-            _ => Outcome::Flipped,
-        }),
+        None if effect == Effect::Actions => Plan::Done(Outcome::ActionsSet),
+        None if effect == Effect::Order => Plan::Done(Outcome::OrderSet),
+        None => Plan::Done(Outcome::Flipped),
     }
 }
 

@@ -121,15 +121,17 @@ pub fn restore(job: &Job, seen: &Observed, trail: &Trail) -> Plan {
         );
     }
     if seen.is_busy() {
-        return Plan::Wait(job.intent.map_or(Timestamp::default(), |intent| intent.at) + SOON);
+        return Plan::Wait(job.intent.map(|intent| intent.at).unwrap_or_default() + SOON);
     }
     Plan::Call(next)
 }
 
 fn synced(trail: &Trail) -> Plan {
-    match sync(trail) {
-        Plan::Done(Outcome::Synced { durable }) => Plan::Done(Outcome::Restored { durable }),
-        other => other,
+    let plan = sync(trail);
+    if let Plan::Done(Outcome::Synced { durable }) = plan {
+        Plan::Done(Outcome::Restored { durable })
+    } else {
+        plan
     }
 }
 
@@ -147,11 +149,14 @@ pub fn without_claim(effect: super::Effect, job: &Job, seen: &Observed) -> Plan 
     if !is_at_target(job, seen) {
         return Plan::Park(Reason::ClaimLost, whose, Vec::new());
     }
-    match effect {
-        super::Effect::Disarm => Plan::Done(Outcome::Disarmed),
-        super::Effect::Restore => Plan::Done(Outcome::Restored { durable: true }),
-        super::Effect::StartPv => Plan::Done(Outcome::StartGivenUp(whose)),
-        _ => Plan::Fail(Reason::ClaimLost, whose),
+    if effect == super::Effect::Disarm {
+        Plan::Done(Outcome::Disarmed)
+    } else if effect == super::Effect::Restore {
+        Plan::Done(Outcome::Restored { durable: true })
+    } else if effect == super::Effect::StartPv {
+        Plan::Done(Outcome::StartGivenUp(whose))
+    } else {
+        Plan::Fail(Reason::ClaimLost, whose)
     }
 }
 

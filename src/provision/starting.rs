@@ -36,12 +36,10 @@ pub fn hvm(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
         .claim
         .as_ref()
         .is_some_and(|claim| settings::way_there(&seen.vm, &claim.touched, |_| true).is_none());
-    match plan {
-        Plan::Call(Call::Start { .. }) if !flipped => {
-            Plan::Fail(Reason::SettingsChanged, "its boot settings were changed before the start".into())
-        }
-        plan => plan,
+    if matches!(plan, Plan::Call(Call::Start { .. })) && !flipped {
+        return Plan::Fail(Reason::SettingsChanged, "its boot settings were changed before the start".into());
     }
+    plan
 }
 
 /// E12: the PV start, paused first (a bootloader error comes back to the caller), then unpaused. In Undoing: the VM
@@ -64,12 +62,11 @@ pub fn pv(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
     let done = |start_time: &str| Plan::Done(Outcome::PvStarted { start_time: start_time.to_owned(), domid });
     let plan = once(job, start, seen, trail, now, Start { paused: true, signs: false }, done);
     let changed = "it is not PV any more: somebody changed its type before the start".to_owned();
-    match plan {
-        Plan::Call(Call::Start { .. }) if !seen.vm.is_pv() && job.state == State::Undoing => {
-            Plan::Done(Outcome::StartGivenUp(changed))
-        }
-        Plan::Call(Call::Start { .. }) if !seen.vm.is_pv() => Plan::Fail(Reason::SettingsChanged, changed),
-        plan => plan,
+    let starts = matches!(plan, Plan::Call(Call::Start { .. }));
+    match starts && !seen.vm.is_pv() {
+        true if job.state == State::Undoing => Plan::Done(Outcome::StartGivenUp(changed)),
+        true => Plan::Fail(Reason::SettingsChanged, changed),
+        false => plan,
     }
 }
 

@@ -248,7 +248,8 @@ impl Api {
         let Value::Struct(all) = self.call(method, vec![]).await? else {
             return Err(protocol(method, "not a map of records"));
         };
-        let records = all.iter().map(|(reference, record)| R::decode(reference, record));
+        // By value: each record of a pool with thousands of them goes as soon as it is read.
+        let records = all.into_iter().map(|(reference, record)| R::decode(&reference, &record));
         decoded(method, records.collect())
     }
 }

@@ -41,11 +41,9 @@ impl Executor {
             Err(error) => return Err(error),
         };
         let metrics = api.vm_metrics(&vm.metrics).await?;
-        let start = match effect {
-            Effect::Start => job.start.as_ref(),
-            Effect::StartPv => job.pv_start.as_ref(),
-            _ => None,
-        };
+        let hvm = job.start.as_ref().filter(|_| effect == Effect::Start);
+        let pv = job.pv_start.as_ref().filter(|_| effect == Effect::StartPv);
+        let start = hvm.or(pv);
         // A start between the two reads would look like one that has halted again.
         if vm.power_state == PowerState::Halted
             && start.is_some_and(|start| start.before != metrics.start_time)

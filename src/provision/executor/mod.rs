@@ -249,11 +249,7 @@ impl Executor {
     /// # Errors
     /// No such job, or the event has no effect on it as it stands.
     pub async fn operate(&self, id: &str, event: Event) -> Result<Job, OperationError> {
-        let operation = match &event {
-            Event::Cancel => "cancel",
-            Event::Retry => "retry",
-            _ => "resolve",
-        };
+        let operation = event.label();
         let before = self.jobs.get(id).await?.ok_or_else(|| OperationError::NoSuchJob(id.to_owned()))?;
         let after = self.apply(id, &event).await?;
         if after == before.job {
