@@ -1,7 +1,7 @@
 //! E0: what must hold before anything is changed. Reads only; every refusal says what was found and names the way
 //! out. `gather` (the executor's work) reads the facts, [`judge`] decides; pure.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
     claim::{Claim, Found, INSTALLED_KEY},
@@ -29,7 +29,7 @@ pub struct Facts {
     /// Its block devices, each with its image where it has one.
     pub vbds: Vec<(VbdRecord, Option<VdiRecord>)>,
     /// Every VIF of the pool.
-    pub vifs: Vec<VifRecord>,
+    pub vifs: Arc<Vec<VifRecord>>,
     /// The pool.
     pub pool: PoolRecord,
     /// Its hosts.

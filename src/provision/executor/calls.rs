@@ -11,7 +11,7 @@ use crate::{
     xen::{
         CallError, Failure,
         api::Api,
-        records::{TaskStatus, is_null},
+        records::{PowerState, TaskStatus, is_null},
     },
 };
 
@@ -29,7 +29,7 @@ impl Executor {
             });
         };
         let api = &pool.api;
-        let vm = match self.reference(api, &job.vm_uuid).await {
+        let mut vm = match self.reference(api, &job.vm_uuid).await {
             Ok(reference) => match api.vm_record(&reference).await {
                 Err(error) if error.is("HANDLE_INVALID") => {
                     self.memory().references.remove(&job.vm_uuid);
@@ -43,7 +43,14 @@ impl Executor {
         let metrics = api.vm_metrics(&vm.metrics).await?;
         let hvm = job.start.as_ref().filter(|_| effect == Effect::Start);
         let pv = job.pv_start.as_ref().filter(|_| effect == Effect::StartPv);
-        let known = hvm.or(pv).and_then(|start| start.task.clone());
+        let start = hvm.or(pv);
+        // A start between the two reads would look like one that has halted again.
+        if vm.power_state == PowerState::Halted
+            && start.is_some_and(|start| start.before != metrics.start_time)
+        {
+            vm = api.vm_record(&vm.reference).await?;
+        }
+        let known = start.and_then(|start| start.task.clone());
         let task = match trail.task().map(str::to_owned).or(known) {
             Some(task) => Some(task_state(api, &task).await?),
             None => None,

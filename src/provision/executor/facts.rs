@@ -1,6 +1,8 @@
 //! Reading what E0 judges.
 
-use super::{Executor, OperationError};
+use std::sync::Arc;
+
+use super::{Executor, OperationError, PoolAccess};
 use crate::{
     provision::{
         job::{Job, NewJob},
@@ -27,12 +29,18 @@ impl Executor {
         nonce: &str,
     ) -> Result<Result<Result<Cleared, (Reason, String)>, CallError>, OperationError> {
         let pool = self.pool(job)?;
-        let facts = match gather(&pool.api, &job.vm_uuid).await {
-            Ok(facts) => facts,
-            Err(error) => return Ok(Err(error)),
-        };
-        let verdict = judge(job, &facts, &self.rules(pool), nonce, self.parts.clock.now());
-        Ok(Ok(verdict.and_then(|cleared| self.servable(job, cleared))))
+        Ok(self.gather(job, &pool.api).await.map(|facts| self.verdict(job, pool, &facts, nonce)))
+    }
+
+    fn verdict(
+        &self,
+        job: &Job,
+        pool: &PoolAccess,
+        facts: &Facts,
+        nonce: &str,
+    ) -> Result<Cleared, (Reason, String)> {
+        let cleared = judge(job, facts, &self.rules(pool), nonce, self.parts.clock.now())?;
+        self.servable(job, cleared)
     }
 
     fn servable(&self, job: &Job, cleared: Cleared) -> Result<Cleared, (Reason, String)> {
@@ -54,8 +62,8 @@ impl Executor {
     /// The pool is away, or not in the configuration.
     pub async fn preview(&self, new: NewJob) -> Result<Result<Preview, CallError>, OperationError> {
         let job = Job::new(new, self.parts.clock.now());
-        let api = self.pool(&job)?.api.clone();
-        let facts = match gather(&api, &job.vm_uuid).await {
+        let pool = self.pool(&job)?;
+        let facts = match self.gather(&job, &pool.api).await {
             Ok(facts) => facts,
             Err(error) => return Ok(Err(error)),
         };
@@ -65,30 +73,32 @@ impl Executor {
             .filter(|(vbd, _)| vbd.kind == "Disk")
             .map(|(vbd, vdi)| crate::provision::preflight::describe_disk(vbd, vdi.as_ref()))
             .collect();
-        Ok(match self.clear(&job, "preview").await? {
-            Ok(verdict) => Ok(Preview { verdict, disks }),
-            Err(error) => Err(error),
-        })
+        let verdict = self.verdict(&job, pool, &facts, "preview");
+        Ok(Ok(Preview { verdict, disks }))
     }
-}
 
-async fn gather(api: &Api, uuid: &str) -> Result<Facts, CallError> {
-    let reference = api.vm_by_uuid(uuid).await?;
-    let vm = api.vm_record(&reference).await?;
-    let metrics = api.vm_metrics(&vm.metrics).await?;
-    let mut vbds = Vec::with_capacity(vm.vbds.len());
-    for vbd in &vm.vbds {
-        let vbd = api.vbd(vbd).await?;
-        let vdi = if is_null(&vbd.vdi) { None } else { Some(api.vdi(&vbd.vdi).await?) };
-        vbds.push((vbd, vdi));
+    async fn gather(&self, job: &Job, api: &Api) -> Result<Facts, CallError> {
+        let reference = api.vm_by_uuid(&job.vm_uuid).await?;
+        let vm = api.vm_record(&reference).await?;
+        let metrics = api.vm_metrics(&vm.metrics).await?;
+        let mut vbds = Vec::with_capacity(vm.vbds.len());
+        for vbd in &vm.vbds {
+            let vbd = api.vbd(vbd).await?;
+            let vdi = if is_null(&vbd.vdi) { None } else { Some(api.vdi(&vbd.vdi).await?) };
+            vbds.push((vbd, vdi));
+        }
+        let read = async { api.vifs().await.map(Arc::new) };
+        let vifs = match self.vifs.get(&job.pool) {
+            Some(shared) => shared.read(read).await?,
+            None => read.await?,
+        };
+        let pool = api.pools().await?.into_iter().next().ok_or_else(|| CallError::Protocol {
+            method: "pool.get_all_records",
+            detail: "the pool has no pool record".into(),
+        })?;
+        let hosts = api.hosts().await?;
+        let host_metrics = api.host_metrics().await?;
+        let possible_hosts = api.possible_hosts(&reference).await?;
+        Ok(Facts { vm, metrics, vbds, vifs, pool, hosts, host_metrics, possible_hosts })
     }
-    let vifs = api.vifs().await?;
-    let pool = api.pools().await?.into_iter().next().ok_or_else(|| CallError::Protocol {
-        method: "pool.get_all_records",
-        detail: "the pool has no pool record".into(),
-    })?;
-    let hosts = api.hosts().await?;
-    let host_metrics = api.host_metrics().await?;
-    let possible_hosts = api.possible_hosts(&reference).await?;
-    Ok(Facts { vm, metrics, vbds, vifs, pool, hosts, host_metrics, possible_hosts })
 }

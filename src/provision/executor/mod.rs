@@ -10,6 +10,7 @@ mod facts;
 pub mod lookups;
 mod publish;
 mod reports;
+mod shared;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,6 +19,7 @@ use std::{
     time::Duration,
 };
 
+use self::shared::Shared;
 use super::{
     admission,
     claim::{Claim, Found},
@@ -38,7 +40,7 @@ use crate::{
         Store, StoreError,
         jobs::{Jobs, Stored},
     },
-    xen::{CallError, Class, api::Api},
+    xen::{CallError, Class, api::Api, records::VifRecord},
 };
 
 /// One pool as the executor uses it.
@@ -108,6 +110,8 @@ pub struct Executor {
     parts: Parts,
     jobs: Jobs,
     memory: Mutex<Memory>,
+    /// The NICs of each pool.
+    vifs: HashMap<String, Shared<Arc<Vec<VifRecord>>>>,
 }
 
 /// What may be lost in a crash.
@@ -184,7 +188,8 @@ impl Executor {
     /// An executor; call [`Self::recover`] before anything else.
     pub fn new(parts: Parts) -> Self {
         let jobs = Jobs::new(Arc::clone(&parts.store));
-        Self { parts, jobs, memory: Mutex::new(Memory::default()) }
+        let vifs = parts.pools.keys().map(|pool| (pool.clone(), Shared::default())).collect();
+        Self { parts, jobs, memory: Mutex::new(Memory::default()), vifs }
     }
 
     /// Reads all jobs, sets the boot gate and the token index from them, and returns those that want a look.

@@ -59,7 +59,7 @@ fn sample() -> Document {
 
 #[test]
 fn tables_name_states_attempts_and_settings() {
-    let expected = r#"VM         PROFILE  STATE      ATTEMPTS  FINAL BOOT SETTINGS                    EVIDENCE  VERDICT
+    let expected = r#"VM         PROFILE  STATE      ATTEMPTS  FINAL BOOT SETTINGS                   EVIDENCE  VERDICT
 queue-001  mini     Succeeded  1         pv by pygrub, HVM policy "", order -  booted    restored
 mail-002   mini     no job     0         pv by pygrub, HVM policy "", order -  none      BAD
     reason: not-servable
