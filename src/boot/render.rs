@@ -72,6 +72,12 @@ impl Urls {
         format!("{}/f/{}/{}", self.base, armed.render.expose(), encode_path(path))
     }
 
+    /// The same by TFTP. iPXE has set `next-server` from the DHCP reply that named the script, so this is the address
+    /// of ours that the client can reach.
+    pub fn file_by_tftp(&self, armed: &Armed, path: &str) -> String {
+        format!("tftp://${{next-server}}/f/{}/{}", armed.render.expose(), encode_path(path))
+    }
+
     /// The answer file; `None`: the profile has none.
     pub fn answer(&self, armed: &Armed) -> Option<String> {
         let name = answer_name(&armed.files)?;

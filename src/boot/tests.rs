@@ -22,6 +22,7 @@ fn armed(attempt: u32, phase: ArmPhase) -> Arc<Armed> {
             initrd: vec!["u/initrd.gz".into(), "extra".into()],
             args: String::new(),
             answer: None,
+            fetch: crate::config::Fetch::Http,
         },
         profile: "p".into(),
         variables: BTreeMap::new(),

@@ -11,10 +11,11 @@ use crate::{
     app::{
         self, key, machines,
         probe::{self, Probe},
-        serving::file_problem,
+        serving::{boot_file_problems, file_problem},
         templates,
     },
     config::Config,
+    tftp,
     xen::api::Api,
 };
 
@@ -140,20 +141,19 @@ fn boot_files(config: &Config, findings: &mut Findings) {
             findings.add(what, Standing::Bad, "it has boot files and there is no [http]");
             continue;
         };
-        let files: Vec<&String> = std::iter::once(&boot.kernel).chain(&boot.initrd).collect();
-        let problems: Vec<String> = files.iter().filter_map(|file| file_problem(&http.root, file)).collect();
+        let problems: Vec<String> = boot_file_problems(&http.root, boot).collect();
         if problems.is_empty() {
             findings.add(
                 what,
                 Standing::Good,
-                format!("{} boot files in {}", files.len(), http.root.display()),
+                format!("{} boot files in {}", 1 + boot.initrd.len(), http.root.display()),
             );
         } else {
             findings.add(what, Standing::Bad, problems.join("; "));
         }
     }
     if let Some(tftp) = &config.tftp
-        && let Some(problem) = file_problem(&tftp.root, &tftp.loader)
+        && let Some(problem) = file_problem(&tftp.root, &tftp.loader, tftp::FILE_LIMIT)
     {
         let text = format!("{problem}; guests of Xen boot without it, other network cards do not");
         findings.add("tftp.loader", Standing::Note, text);

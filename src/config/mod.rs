@@ -202,6 +202,20 @@ pub struct BootFiles {
     pub args: String,
     /// The answer file's template, by name (`preseed.j2`).
     pub answer: Option<String>,
+    /// How iPXE fetches kernel and initrds. Jobs stored before this key have the default.
+    #[serde(default)]
+    pub fetch: Fetch,
+}
+
+/// The protocol of iPXE's downloads of kernel and initrds; the script itself always comes by HTTP.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fetch {
+    /// From our HTTP listener.
+    #[default]
+    Http,
+    /// From our TFTP listener, at the address that DHCP told as next server.
+    Tftp,
 }
 
 /// How completion is known (design: Completion).

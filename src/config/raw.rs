@@ -10,7 +10,7 @@ use std::{
 use toml::de::DeValue;
 
 use super::{
-    Completion, EvidenceKind, ProfileKind,
+    Completion, EvidenceKind, Fetch, ProfileKind,
     problem::Spot,
     read::{At, Read, Reader, Scalar, section},
 };
@@ -128,6 +128,7 @@ section! {
         initrd: OneOrMany,
         args: String,
         answer: String,
+        fetch: Fetch,
         completion: Completion,
         min_install: Duration,
         evidence: EvidenceKind,
@@ -338,6 +339,11 @@ words!(Completion, "a way to know completion", r#""report", "halt" or "either""#
     "report" => Self::Report,
     "halt" => Self::Halt,
     "either" => Self::Either,
+});
+
+words!(Fetch, "a way to fetch boot files", r#""http" or "tftp""#, {
+    "http" => Self::Http,
+    "tftp" => Self::Tftp,
 });
 
 words!(EvidenceKind, "a kind of evidence", r#""report", "lease", "agent" or "none""#, {

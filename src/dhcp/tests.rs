@@ -137,6 +137,7 @@ impl Rig {
                     initrd: vec![],
                     args: String::new(),
                     answer: None,
+                    fetch: crate::config::Fetch::Http,
                 },
                 profile: "p".into(),
                 variables: BTreeMap::new(),

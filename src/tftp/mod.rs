@@ -24,6 +24,8 @@ pub enum Wanted {
     Published(RelativePath),
 }
 
+/// The largest file that is given out, in bytes: the engine reads files into memory. Larger ones belong on HTTP.
+pub const FILE_LIMIT: u64 = 128 << 20;
 /// The folder in which PXELINUX looks for configurations: by UUID, by MAC, by IP address, `default`.
 const CONFIGURATIONS: &str = "pxelinux.cfg";
 /// ARP type of Ethernet, before the MAC in PXELINUX's file names.

@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::Wanted;
+use super::{FILE_LIMIT, Wanted};
 use crate::{
     boot::{
         Answer, Ask, Gate,
@@ -47,8 +47,6 @@ const RESENDS: u32 = 5;
 const BLOCK_LIMIT: u16 = 1468;
 /// Blocks in flight (RFC 7440): bounds what one small request makes us send.
 const WINDOW_LIMIT: u16 = 32;
-/// The largest file, in bytes; larger ones belong on HTTP.
-const FILE_LIMIT: u64 = 128 << 20;
 /// What is kept of files in memory, in bytes.
 const MEMORY_LIMIT: u64 = 256 << 20;
 /// Before an engine that ended is started again: first, and at most.

@@ -92,6 +92,7 @@ fn armed(attempt: u32, phase: ArmPhase) -> Arc<Armed> {
             initrd: vec!["u/initrd.gz".into()],
             args: "bootflip.answer={{ answer_url }}".into(),
             answer: Some("mini.j2".into()),
+            fetch: bootflip::config::Fetch::Http,
         },
         profile: "mini".into(),
         variables: BTreeMap::new(),

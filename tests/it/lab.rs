@@ -106,6 +106,7 @@ fn a_vm_with_real_firmware_is_flipped_installed_restored_and_boots_by_pygrub() {
     assert!(document.ok, "{}", document.table());
     assert_eq!((vm.evidence.as_str(), vm.power_state.as_str()), ("booted", "Running"));
     assert_eq!((vm.starts.hvm, vm.starts.pv), (1, 1));
+    assert_eq!(vm.profile, "mini-tftp", "iPXE fetched kernel and initrds by TFTP");
     let stages: Vec<&str> = vm.stages.iter().map(|stage| stage.name.as_str()).collect();
     assert_eq!(stages, ["started", "partitioned", "base", "late", "done", "booted"]);
 }

@@ -28,6 +28,7 @@ pub(crate) fn profile(completion: Completion) -> Profile {
             initrd: vec!["initrd.gz".into()],
             args: "auto".into(),
             answer: Some("mini.j2".into()),
+            fetch: bootflip::config::Fetch::Http,
         }),
         completion,
         min_install: Duration::from_secs(300),

@@ -94,6 +94,7 @@ fn profile() -> Profile {
             initrd: vec!["mini/initrd".into()],
             args: "url={{ answer_url }}".into(),
             answer: Some("mini.j2".into()),
+            fetch: bootflip::config::Fetch::Http,
         }),
         completion: Completion::Report,
         min_install: Duration::from_secs(300),

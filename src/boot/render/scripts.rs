@@ -5,7 +5,7 @@
 //! command a line, unrolled tries, and `goto` for what failed.
 
 use super::{RenderError, Urls};
-use crate::boot::Armed;
+use crate::{boot::Armed, config::Fetch};
 
 /// What a known machine gets that may not netboot now: on to the next boot device at once.
 pub const IPXE_REFUSAL: &str = "#!ipxe\nexit\n";
@@ -19,15 +19,18 @@ const PAUSE_SECONDS: u32 = 5;
 
 pub(super) fn ipxe(armed: &Armed, urls: &Urls, arguments: &str) -> Result<String, RenderError> {
     check_for_ipxe(armed, arguments)?;
+    let file = |path: &str| match armed.files.fetch {
+        Fetch::Http => urls.file(armed, path),
+        Fetch::Tftp => urls.file_by_tftp(armed, path),
+    };
     let mut script = String::from("#!ipxe\n");
     for attempt in 1..=TRIES {
         let failed = format!("failed{attempt}");
         script.push_str("imgfree\n");
-        let kernel = urls.file(armed, &armed.files.kernel);
-        let line = format!("kernel {kernel} {arguments}");
+        let line = format!("kernel {} {arguments}", file(&armed.files.kernel));
         script.push_str(&format!("{} || goto {failed}\n", line.trim_end()));
         for initrd in &armed.files.initrd {
-            script.push_str(&format!("initrd {} || goto {failed}\n", urls.file(armed, initrd)));
+            script.push_str(&format!("initrd {} || goto {failed}\n", file(initrd)));
         }
         script.push_str(&format!("boot || goto {failed}\n:{failed}\n"));
         if attempt < TRIES {

@@ -28,6 +28,7 @@ fn armed(args: &str, answer: Option<&str>) -> Armed {
             initrd: vec!["ubuntu/initrd.gz".into()],
             args: args.into(),
             answer: answer.map(Into::into),
+            fetch: crate::config::Fetch::Http,
         },
         profile: "ubuntu".into(),
         variables: BTreeMap::from([("root_password_hash".to_owned(), json!("$6$secret$hash"))]),
@@ -73,6 +74,16 @@ fn an_ipxe_script_tries_four_times_one_command_a_line() {
     };
     let tries = [1, 2, 3, 4].map(one).join("sleep 5\n");
     assert_eq!(script, format!("#!ipxe\n{tries}echo bootflip: kernel or initrd could not be loaded\nexit\n"));
+}
+
+#[test]
+fn an_ipxe_script_fetches_by_tftp_where_the_profile_says_so() {
+    let mut armed = armed("quiet", None);
+    armed.files.fetch = crate::config::Fetch::Tftp;
+    let script = named(&armed, &templates(&[]).ipxe_script(&armed, &urls()).unwrap());
+    let one = "kernel tftp://${next-server}/f/RENDER/ubuntu/linux quiet || goto failed1\n\
+               initrd tftp://${next-server}/f/RENDER/ubuntu/initrd.gz || goto failed1\n";
+    assert!(script.contains(one) && !script.contains("http://"), "{script}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use super::Checker;
 use crate::{
     config::{
-        BootFiles, Completion, EvidenceKind, MachineConfig, Profile, ProfileKind,
+        BootFiles, Completion, EvidenceKind, Fetch, MachineConfig, Profile, ProfileKind,
         problem::Spot,
         raw::{RawConfig, RawMachine, RawMode, RawProfile},
         read::At,
@@ -63,10 +63,11 @@ impl Checker<'_> {
                 raw.initrd.as_ref().map(|initrd| &initrd.spot),
                 raw.args.as_ref().map(|args| &args.spot),
                 raw.answer.as_ref().map(|answer| &answer.spot),
+                raw.fetch.as_ref().map(|fetch| &fetch.spot),
             ];
             if let Some(spot) = needs.into_iter().flatten().next() {
                 let remedy =
-                    "add kernel, or remove initrd, args and answer where another server does the boot";
+                    "add kernel, or remove initrd, args, answer and fetch where another server does the boot";
                 self.notes.absent(&Spot { line: spot.line, ..profile.child("kernel") }, "is missing", remedy);
             }
             return None;
@@ -79,6 +80,13 @@ impl Checker<'_> {
             let remedy =
                 "add [http] with listen, or remove the boot files where another server does the boot";
             self.notes.wrong(&kernel.spot, message, remedy);
+        }
+        let fetch = raw.fetch.as_ref().map_or_else(Fetch::default, |fetch| fetch.value);
+        if let Some(At { value: Fetch::Tftp, spot }) = &raw.fetch
+            && file.tftp.is_none()
+        {
+            let remedy = "add [tftp] with listen, or write fetch = \"http\"";
+            self.notes.wrong(spot, "cannot be: [tftp] is not configured", remedy);
         }
         if let Some(args) = &raw.args {
             self.one_line(args);
@@ -99,6 +107,7 @@ impl Checker<'_> {
             initrd: initrd.map(|path| path.value.clone()).collect(),
             args: raw.args.as_ref().map_or_else(String::new, |args| args.value.clone()),
             answer: raw.answer.as_ref().map(|answer| answer.value.clone()),
+            fetch,
         })
     }
 

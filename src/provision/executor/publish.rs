@@ -72,6 +72,7 @@ impl Executor {
             initrd: Vec::new(),
             args: String::new(),
             answer: None,
+            fetch: crate::config::Fetch::Http,
         });
         Armed {
             job: job.id.clone(),

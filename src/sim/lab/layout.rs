@@ -15,12 +15,46 @@ pub const ADMIN_SOCKET: &str = "admin.sock";
 pub const PASSWORD: &str = "password";
 /// What starts the server and commands, beneath the folder.
 pub const LAUNCHER: &str = "bootflip";
-/// The profile that the lab deploys.
-pub const PROFILE: &str = "mini";
 
-/// The configuration for a simulated pool at `pool`; `www` holds kernel and initrds, `at_once` VMs are installed at
-/// the same time.
-pub fn config(folder: &Path, www: &Path, pool: SocketAddr, at_once: u16) -> String {
+/// The profile of a VM by its number, from 0: they take turns, and the first one's firmware uses TFTP.
+pub const fn profile(number: usize) -> &'static str {
+    if number.is_multiple_of(2) { "mini-tftp" } else { "mini" }
+}
+
+/// The configuration for a simulated pool at `pool`; `www` holds kernel and initrds, `names` are the VMs, of which
+/// `at_once` are installed at the same time.
+pub fn config<'a>(
+    folder: &Path,
+    www: &Path,
+    pool: SocketAddr,
+    names: impl Iterator<Item = &'a str>,
+    at_once: u16,
+) -> String {
+    let machines = names
+        .enumerate()
+        .map(|(number, name)| format!("\n[machine.{name}]\nprofile = \"{}\"\n", profile(number)));
+    let profiles =
+        [(profile(1), "http"), (profile(0), "tftp")].map(|(name, fetch)| profile_section(name, fetch));
+    base(folder, www, pool, at_once) + &profiles.concat() + &machines.collect::<String>()
+}
+
+fn profile_section(name: &str, fetch: &str) -> String {
+    format!(
+        r#"
+[profile.{name}]
+kernel = "vmlinuz"
+initrd = ["initrd.gz", "rootfs.cpio"]
+args = "console=ttyS0 panic=5 url={{{{ answer_url }}}} BOOTIF=01-{{{{ machine.mac|replace(':', '-') }}}}"
+answer = "mini.j2"
+fetch = "{fetch}"
+completion = "report"
+evidence = "report"
+disk = "{DISK}"
+"#
+    )
+}
+
+fn base(folder: &Path, www: &Path, pool: SocketAddr, at_once: u16) -> String {
     let (first, last) = RANGE;
     format!(
         r#"# Written by `bootflip lab`.
@@ -54,15 +88,6 @@ root = "{www}"
 [admin]
 socket = "{folder}/{ADMIN_SOCKET}"
 
-[profile.{PROFILE}]
-kernel = "vmlinuz"
-initrd = ["initrd.gz", "rootfs.cpio"]
-args = "console=ttyS0 panic=5 url={{{{ answer_url }}}} BOOTIF=01-{{{{ machine.mac|replace(':', '-') }}}}"
-answer = "mini.j2"
-completion = "report"
-evidence = "report"
-disk = "{DISK}"
-
 [limits]
 installs_per_pool = {at_once}
 
@@ -93,7 +118,8 @@ mod tests {
 
     #[test]
     fn the_configuration_holds_its_folders_and_no_open_brace() {
-        let text = config(Path::new("/f"), Path::new("/w"), ([127, 0, 0, 1], 4000).into(), 2);
+        let names = ["lab-01", "lab-02"].into_iter();
+        let text = config(Path::new("/f"), Path::new("/w"), ([127, 0, 0, 1], 4000).into(), names, 2);
         for line in [
             "state_dir = \"/f/state\"",
             "url = \"http://127.0.0.1:4000\"",
@@ -103,6 +129,8 @@ mod tests {
         ] {
             assert!(text.lines().any(|written| written == line), "{line}");
         }
+        let machines = "[machine.lab-01]\nprofile = \"mini-tftp\"\n\n[machine.lab-02]\nprofile = \"mini\"\n";
+        assert!(text.ends_with(machines), "{text}");
         assert!(text.contains("url={{ answer_url }} BOOTIF=01-{{ machine.mac|replace(':', '-') }}"));
     }
 }

@@ -167,7 +167,8 @@ fn namespace() -> String {
 }
 
 fn write_configuration(lab: &Lab, scene: &Scene, folder: &Path, at_once: u16) -> Result<(), RunError> {
-    let text = layout::config(folder, &lab.www(), scene.sim.address, at_once);
+    let names = scene.before.iter().map(|vm| vm.name.as_str());
+    let text = layout::config(folder, &lab.www(), scene.sim.address, names, at_once);
     write(&folder.join(layout::CONFIG), &text, 0o600)?;
     write(&folder.join(layout::PASSWORD), &format!("{DEFAULT_PASSWORD}\n"), 0o600)
 }
@@ -226,7 +227,7 @@ impl<'o> Bench<'o> {
             namespace(),
         ));
         let tag = format!("tag={}", scene::TAG);
-        let deploy = ["deploy", &tag, "--profile", layout::PROFILE, "--wait", "--yes"];
+        let deploy = ["deploy", &tag, "--wait", "--yes"];
         self.deploy = Some(self.program.spawn(&deploy, "deploy")?);
         let longest = LONGEST_START + LONGEST_ROUND * u32::from(self.options.vms.div_ceil(AT_ONCE));
         let ends = self.begun + longest;
@@ -349,7 +350,7 @@ impl<'o> Bench<'o> {
             states: job.map(|job| job.states.clone()).unwrap_or_default(),
             stages: job.map(|job| job.stages.clone()).unwrap_or_default(),
             complaints: verdict.complaints,
-            profile: layout::PROFILE.to_owned(),
+            profile: layout::profile(index).to_owned(),
             name: after.name,
             uuid: after.uuid,
             power_state: after.power_state,
