@@ -47,7 +47,7 @@ use crate::{
     },
     xen::{
         api::Api,
-        client::{Client, ClientError},
+        client::{Client, ClientError, WayBack},
     },
 };
 
@@ -127,10 +127,7 @@ pub fn clients(config: &Config) -> Result<BTreeMap<String, Arc<Client>>, ClientE
 
 /// The calls of each pool.
 pub fn apis(clients: &BTreeMap<String, Arc<Client>>) -> BTreeMap<String, Api> {
-    let api = |(name, client): (&String, &Arc<Client>)| {
-        (name.clone(), Api::new(Arc::clone(client) as Arc<dyn crate::xen::Transport>))
-    };
-    clients.iter().map(api).collect()
+    clients.iter().map(|(name, client)| (name.clone(), Api::new(Arc::clone(client) as _))).collect()
 }
 
 /// Runs the server until `stop` is given.
@@ -152,7 +149,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
     let executor = Arc::new(Executor::new(Parts {
         owner: config.server_name.clone(),
         store: Arc::clone(&store),
-        pools: pools(&config, &apis),
+        pools: pools(&config, &clients),
         gate: gate.clone(),
         clock: Arc::clone(&clock),
         key,
@@ -200,13 +197,17 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
     result
 }
 
-fn pools(config: &Config, apis: &BTreeMap<String, Api>) -> BTreeMap<String, PoolAccess> {
-    let access = |(name, api): (&String, &Api)| {
-        let pool = config.pools.get(name)?;
-        let installs = config.limits.installs_per_pool;
-        Some((name.clone(), PoolAccess { api: api.clone(), allow: pool.allow.clone(), installs }))
+fn pools(config: &Config, clients: &BTreeMap<String, Arc<Client>>) -> BTreeMap<String, PoolAccess> {
+    let access = |(name, client): (&String, &Arc<Client>)| {
+        let access = PoolAccess {
+            api: Api::new(Arc::clone(client) as _),
+            way_back: Api::new(Arc::new(WayBack(Arc::clone(client)))),
+            allow: config.pools.get(name)?.allow.clone(),
+            installs: config.limits.installs_per_pool,
+        };
+        Some((name.clone(), access))
     };
-    apis.iter().filter_map(access).collect()
+    clients.iter().filter_map(access).collect()
 }
 
 /// Where the server listens, for tests and for who set port 0: `bound.json` in the state folder.

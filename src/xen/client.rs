@@ -6,6 +6,7 @@
 //! twice: [`CallError::Unknown`] goes to the caller. Every wait is inside a call's deadline. No body, session
 //! reference or password is ever logged or put into an error.
 
+mod places;
 mod wire;
 
 use std::{
@@ -21,7 +22,7 @@ use std::{
 
 use futures_util::{FutureExt, future::BoxFuture};
 use tokio::{
-    sync::{Mutex, Semaphore},
+    sync::Mutex,
     time::{Instant, timeout},
 };
 use tracing::{debug, error, info};
@@ -33,6 +34,7 @@ use super::{
     records::{HostRecord, Record},
     tls::{self, Judge, Mismatch},
 };
+use places::{Place, Places};
 use wire::{PostError, Wire};
 
 use crate::{
@@ -107,7 +109,7 @@ pub struct Client {
     home: Endpoint,
     members: Vec<Endpoint>,
     wire: Wire,
-    permits: Semaphore,
+    places: Places,
     deadline: fn(Method) -> Duration,
     login_cooldown: Duration,
     login: Mutex<Login>,
@@ -169,17 +171,18 @@ impl Client {
             home,
             members,
             wire,
-            permits: Semaphore::new(DEFAULT_CALLS_AT_ONCE),
+            places: Places::new(DEFAULT_CALLS_AT_ONCE),
             deadline: Method::deadline,
             login_cooldown: LOGIN_COOLDOWN,
             login: Mutex::default(),
         })
     }
 
-    /// How many calls may be under way at once (`calls_per_pool`); `event.from` is not counted.
+    /// How many calls may be under way at once (`calls_per_pool`), of which some are kept for [`WayBack`];
+    /// `event.from` is not counted.
     #[must_use]
     pub fn with_calls_at_once(mut self, calls: u32) -> Self {
-        self.permits = Semaphore::new(usize::try_from(calls.max(1)).unwrap_or(DEFAULT_CALLS_AT_ONCE));
+        self.places = Places::new(usize::try_from(calls).unwrap_or(DEFAULT_CALLS_AT_ONCE));
         self
     }
 
@@ -209,12 +212,11 @@ impl Client {
     }
 
     /// One call within its deadline. Waiting for a free place among the calls under way has the same limit, before.
-    async fn timed(&self, method: Method, params: Vec<Value>) -> Result<Value, CallError> {
+    async fn timed(&self, method: Method, params: Vec<Value>, place: Place) -> Result<Value, CallError> {
         self.wire.trusted()?;
         let deadline = (self.deadline)(method);
         // event.from waits for a minute by design, on a connection that no other call shares meanwhile.
-        let permit =
-            async { if method == Method::EventFrom { None } else { self.permits.acquire().await.ok() } };
+        let permit = async { if method == Method::EventFrom { None } else { self.places.take(place).await } };
         let full = |_| CallError::Unreachable {
             detail: format!(
                 "pool {}: too many calls are under way, and none ended in {deadline:?}",
@@ -431,18 +433,30 @@ impl Client {
             CallError::Unreachable { detail: format!("{}: {detail}", method.name()) }
         }
     }
+
+    async fn call_from(&self, place: Place, method: Method, params: Vec<Value>) -> Result<Value, CallError> {
+        let started = Instant::now();
+        let outcome = self.timed(method, params, place).await;
+        let class = outcome.as_ref().err().map(CallError::class);
+        debug!(pool = %self.wire.pool, method = method.name(), took = ?started.elapsed(), ?class, "called the pool");
+        outcome
+    }
 }
 
 impl Transport for Client {
     fn call<'a>(&'a self, method: Method, params: Vec<Value>) -> BoxFuture<'a, Result<Value, CallError>> {
-        async move {
-            let started = Instant::now();
-            let outcome = self.timed(method, params).await;
-            let class = outcome.as_ref().err().map(CallError::class);
-            debug!(pool = %self.wire.pool, method = method.name(), took = ?started.elapsed(), ?class, "called the pool");
-            outcome
-        }
-        .boxed()
+        self.call_from(Place::Ordinary, method, params).boxed()
+    }
+}
+
+/// The same pool for putting settings back: its calls find a place also where a fleet's other calls take all that
+/// they may.
+#[derive(Debug, Clone)]
+pub struct WayBack(pub Arc<Client>);
+
+impl Transport for WayBack {
+    fn call<'a>(&'a self, method: Method, params: Vec<Value>) -> BoxFuture<'a, Result<Value, CallError>> {
+        self.0.call_from(Place::WayBack, method, params).boxed()
     }
 }
 

@@ -151,7 +151,11 @@ async fn run(folder: &Path, case: Case) -> Came {
     let executor = Executor::new(Parts {
         owner: "site".into(),
         store: Arc::new(MemoryStore::new()),
-        pools: [("main".to_owned(), PoolAccess { api, allow: case.allow, installs: 4 })].into(),
+        pools: [(
+            "main".to_owned(),
+            PoolAccess { way_back: api.clone(), api, allow: case.allow, installs: 4 },
+        )]
+        .into(),
         gate: Gate::default(),
         clock: Arc::new(SystemClock),
         key: TokenKey::new([7; 32]),

@@ -15,7 +15,11 @@ use std::{
 use bootflip::{
     config::{PoolConfig, TlsTrust},
     secret::Secret,
-    xen::{CallError, Class, Failure, Method, Transport, Value, api::Api, client::Client},
+    xen::{
+        CallError, Class, Failure, Method, Transport, Value,
+        api::Api,
+        client::{Client, WayBack},
+    },
 };
 use futures_util::future::join_all;
 use server::{Call, Reply, Server, listener};
@@ -359,7 +363,7 @@ async fn only_so_many_calls_are_under_way_and_event_from_is_not_one_of_them() {
         _ => friendly(call),
     })
     .await;
-    let client = Arc::new(client(&server, &[]).with_calls_at_once(2));
+    let client = Arc::new(client(&server, &[]).with_calls_at_once(4));
     let mut under_way = server.under_way();
     let calls: Vec<_> = (0..6)
         .map(|_| {
@@ -375,6 +379,8 @@ async fn only_so_many_calls_are_under_way_and_event_from_is_not_one_of_them() {
         .await
         .unwrap();
     assert_eq!(*under_way.borrow(), 2, "the other four wait on our side");
+    let way_back = WayBack(Arc::clone(&client));
+    way_back.call(Method::VmGetRecord, vec![Value::string("vm")]).await.unwrap();
     gate.add_permits(6);
     for call in calls {
         call.await.unwrap().unwrap();

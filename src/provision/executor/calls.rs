@@ -28,7 +28,7 @@ impl Executor {
                 detail: format!("pool {} is not in the configuration", job.pool),
             });
         };
-        let api = &pool.api;
+        let api = pool.calls(job.state);
         let mut vm = match self.reference(api, &job.vm_uuid).await {
             Ok(reference) => match api.vm_record(&reference).await {
                 Err(error) if error.is("HANDLE_INVALID") => {
@@ -96,7 +96,7 @@ impl Executor {
         seen: &Observed,
         call: &Call,
     ) -> Result<CallResult, OperationError> {
-        let api = &self.pool(job)?.api;
+        let api = self.pool(job)?.calls(job.state);
         Ok(make(api, &seen.vm.reference, call).await)
     }
 }

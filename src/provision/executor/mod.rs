@@ -48,10 +48,19 @@ use crate::{
 pub struct PoolAccess {
     /// Its calls.
     pub api: Api,
+    /// The same, for jobs on their way back: some calls are kept for them.
+    pub way_back: Api,
     /// `pool.allow`.
     pub allow: Vec<String>,
     /// `limits.installs_per_pool`.
     pub installs: u32,
+}
+
+impl PoolAccess {
+    /// The calls of a job in this state.
+    pub(super) const fn calls(&self, state: State) -> &Api {
+        if matches!(state, State::Restoring | State::Undoing) { &self.way_back } else { &self.api }
+    }
 }
 
 /// What the boot services would serve, checked before anything is changed (E0).

@@ -222,8 +222,10 @@ impl World {
         };
         let news = News::default();
         let line = Line { wires: self.wires.clone(), life };
+        let api = Api::new(Arc::new(line));
         let access = PoolAccess {
-            api: Api::new(Arc::new(line)),
+            way_back: api.clone(),
+            api,
             allow: self.setup.allow.clone(),
             installs: self.setup.installs,
         };
