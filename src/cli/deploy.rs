@@ -82,6 +82,7 @@ pub(super) async fn run(args: &DeployArgs, config: &Path) -> Answer {
         keep_hvm_seconds: (args.on_failure == OnFailure::KeepHvm).then_some(KEEP_HVM_SECONDS),
         planned: false,
     };
+    let mut refused = Vec::new();
     if args.plan || !args.yes {
         let plan: OrderAnswer = link.post("/v1/plan", &order).await?;
         if let Some(ended) = unusable(&plan) {
@@ -90,19 +91,22 @@ pub(super) async fn run(args: &DeployArgs, config: &Path) -> Answer {
         if args.plan {
             return finish(args, &plan, Vec::new(), end_of_order(&plan));
         }
-        let wanted: Vec<&OrderLine> =
-            plan.vms.iter().filter(|line| line.outcome != Outcome::Refused).collect();
-        if wanted.is_empty() {
+        if plan.vms.iter().all(|line| line.outcome == Outcome::Refused) {
             return finish(args, &plan, Vec::new(), Ended::Refused);
         }
         note(plan_text(&plan).trim_end());
+        let (no, wanted): (Vec<OrderLine>, Vec<OrderLine>) =
+            plan.vms.into_iter().partition(|line| line.outcome == Outcome::Refused);
+        refused = no;
         ask(&wanted)?;
-        order.selectors = plan.vms.iter().map(|line| format!("uuid={}", line.vm_uuid)).collect();
+        // Those that were shown with their disks, and no others.
+        order.selectors = wanted.iter().map(|line| format!("uuid={}", line.vm_uuid)).collect();
     }
-    let answer: OrderAnswer = link.post_patiently("/v1/jobs", &order).await?;
+    let mut answer: OrderAnswer = link.post_patiently("/v1/jobs", &order).await?;
     if let Some(ended) = unusable(&answer) {
         return finish(args, &answer, Vec::new(), ended);
     }
+    answer.vms.extend(refused);
     if !args.wait {
         let ended = end_of_order(&answer);
         return finish(args, &answer, Vec::new(), ended);
@@ -227,7 +231,7 @@ fn question(vms: usize, terminal: bool) -> Question {
 }
 
 /// Asks the person at the terminal.
-fn ask(wanted: &[&OrderLine]) -> Result<(), Stop> {
+fn ask(wanted: &[OrderLine]) -> Result<(), Stop> {
     let erased = wanted.iter().filter(|line| line.outcome != Outcome::Existing).count();
     let answered = |prompt: &str| {
         note(prompt);

@@ -31,6 +31,7 @@ use crate::{
         State,
         claim::Claim,
         executor::claims::{self, Claimed},
+        settings,
     },
     xen::{CallError, api::Api, records::PowerState},
 };
@@ -227,10 +228,21 @@ impl Work<'_> {
             );
             return (Outcome::Refused, text);
         }
-        if let Some(server) = self.server.as_ref().filter(|_| ours)
-            && let Some(answer) = through_server(server, claim, api).await
-        {
-            return answer;
+        let off = claimed.vm.power_state == PowerState::Halted || self.args.stop;
+        if !off && !settings::is_as_before(&claimed.vm, &claim.touched) {
+            let text = "it runs in network boot mode; say --stop to shut it down hard first".to_owned();
+            return (Outcome::Refused, text);
+        }
+        if let Some(server) = self.server.as_ref().filter(|_| ours) {
+            if self.args.all
+                && !self.args.stop
+                && let Some(text) = under_way(server, claim).await
+            {
+                return (Outcome::Refused, text);
+            }
+            if let Some(answer) = through_server(server, claim, api).await {
+                return answer;
+            }
         }
         let pause = |until| Box::pin(claims::sleep_until(until, &SystemClock)) as BoxFuture<'_, ()>;
         match claims::restore(api, claimed, self.args.stop, &SystemClock, &pause).await {
@@ -241,6 +253,17 @@ impl Work<'_> {
             Err(why) => (Outcome::Failed, why),
         }
     }
+}
+
+/// What `--all` leaves alone: a job that goes on, and puts its VM back by itself.
+async fn under_way(server: &Link, claim: &Claim) -> Option<String> {
+    let job: JobView = server.get(&format!("/v1/jobs/{}", claim.job)).await.ok()?;
+    let waits = job.is_over() || matches!(job.state, State::NeedsOperator | State::Undoing);
+    let text = format!(
+        "job {} is under way ({}) and puts it back by itself; name the VM, or say --stop, to end it",
+        job.id, job.state
+    );
+    (!waits).then_some(text)
 }
 
 /// Has the server undo its job; `None`: it knows of no such job, or the job has ended and left the claim.

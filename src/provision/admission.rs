@@ -17,7 +17,8 @@ pub fn may_begin<'a>(job: &Job, live: impl IntoIterator<Item = &'a Job>, cap: u3
         in_pool += u32::from(other.pool == job.pool);
         let same =
             matches!((&other.options.batch, &job.options.batch), (Some((a, _)), Some((b, _))) if a == b);
-        in_batch += u32::from(same);
+        // A batch may span pools: those of a pool that is away hold the others up no longer.
+        in_batch += u32::from(same && other.waiting.is_none());
     }
     let batch_cap = job.options.batch.as_ref().map_or(u32::MAX, |(_, cap)| *cap);
     in_pool < cap && in_batch < batch_cap
@@ -39,7 +40,7 @@ pub fn next<'a>(
     for job in live {
         if job.slot {
             *in_pool.entry(&job.pool).or_default() += 1;
-            if let Some((batch, _)) = &job.options.batch {
+            if let Some((batch, _)) = job.options.batch.as_ref().filter(|_| job.waiting.is_none()) {
                 *in_batch.entry(batch).or_default() += 1;
             }
         } else if is_waiting(job) {

@@ -41,7 +41,10 @@ pub enum Outcome {
     /// E9.
     Completed,
     /// E10.
-    Disarmed,
+    Disarmed {
+        /// E8's intent was stored, and no start came of it: the VM has not run since.
+        unstarted: bool,
+    },
     /// E11.
     Restored {
         /// The restored settings are on the coordinator's disk.
@@ -76,7 +79,7 @@ impl Outcome {
             Self::Armed(_) => Effect::Arm,
             Self::Started { .. } => Effect::Start,
             Self::Completed => Effect::Completion,
-            Self::Disarmed => Effect::Disarm,
+            Self::Disarmed { .. } => Effect::Disarm,
             Self::Restored { .. } => Effect::Restore,
             Self::PvStarted { .. } | Self::StartGivenUp(_) => Effect::StartPv,
             Self::EvidenceSeen(_) => Effect::Evidence,
@@ -98,6 +101,8 @@ pub enum Event {
     Done(Outcome),
     /// The effect cannot be had.
     Failed(Reason, String),
+    /// E0's verdict is too old to build on.
+    Outdated,
     /// Only a person can settle it.
     Parked(Reason, String, Vec<Difference>),
     /// What a person was needed for is no longer so.
@@ -130,12 +135,13 @@ pub enum Event {
 
 impl Event {
     /// Every label.
-    pub const LABELS: [&'static str; 19] = [
+    pub const LABELS: [&'static str; 20] = [
         "admitted",
         "intended",
         "task-known",
         "done",
         "failed",
+        "outdated",
         "parked",
         "safe-again",
         "gate-closed",
@@ -160,6 +166,7 @@ impl Event {
             Self::TaskKnown(_) => "task-known",
             Self::Done(_) => "done",
             Self::Failed(..) => "failed",
+            Self::Outdated => "outdated",
             Self::Parked(..) => "parked",
             Self::SafeAgain => "safe-again",
             Self::GateClosed => "gate-closed",

@@ -341,6 +341,12 @@ pub struct Job {
     pub disk: Option<(String, u64)>,
     /// The VM ran when we came (reinstall).
     pub was_running: bool,
+    /// When E0 looked.
+    #[serde(default)]
+    pub cleared_at: Option<Timestamp>,
+    /// VM_metrics.start_time as E0 saw it.
+    #[serde(default)]
+    pub cleared_start: Option<String>,
     /// The claim, as it will be or is written; known from E0 on.
     pub claim: Option<Claim>,
     /// The sync was refused for want of rights: look again six minutes after the end.
@@ -438,6 +444,8 @@ impl Job {
             mac: None,
             disk: None,
             was_running: false,
+            cleared_at: None,
+            cleared_start: None,
             claim: None,
             settle: false,
             settle_at: None,
@@ -489,6 +497,8 @@ impl Job {
         self.intent = None;
         self.slot = false;
         self.waiting = None;
+        self.cleared_at = None;
+        self.cleared_start = None;
         self.claim = None;
         self.settle = false;
         self.settle_at = None;
@@ -506,6 +516,11 @@ impl Job {
         self.ending = None;
         self.differences.clear();
         self.resolution = None;
+    }
+
+    /// A VM that was off when E0 looked has run since: it may hold what nobody agreed to erase.
+    pub fn has_run_since(&self, start_time: &str) -> bool {
+        !self.was_running && self.cleared_start.as_deref().is_some_and(|then| then != start_time)
     }
 
     /// The nonce of its claim.

@@ -41,4 +41,6 @@ pub fn resume(job: &Job) -> Option<Effect> {
 }
 
 #[cfg(test)]
+mod safety_tests;
+#[cfg(test)]
 mod tests;

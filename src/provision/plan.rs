@@ -20,7 +20,7 @@ use crate::{
     clock::Timestamp,
     config::{EvidenceKind, ProfileKind},
     xen::{
-        CallError, Class,
+        CallError, Class, Method,
         records::{PowerState, VmMetrics, VmRecord},
     },
 };
@@ -65,6 +65,30 @@ pub enum Call {
     Unpause,
 }
 
+impl Call {
+    /// The message, for logs: no parameters, which hold our claim.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::AddToOtherConfig(..) => Method::VmAddToOtherConfig.name(),
+            Self::RemoveFromOtherConfig(_) => Method::VmRemoveFromOtherConfig.name(),
+            Self::Sync => Method::PoolSyncDatabase.name(),
+            Self::SetActionsAfterShutdown(_) => Method::VmSetActionsAfterShutdown.name(),
+            Self::SetActionsAfterReboot(_) => Method::VmSetActionsAfterReboot.name(),
+            Self::SetActionsAfterCrash(_) => Method::VmSetActionsAfterCrash.name(),
+            Self::SetHvmBootParams(_) => Method::VmSetHvmBootParams.name(),
+            Self::SetDomainType(_) => Method::VmSetDomainType.name(),
+            Self::SetHvmBootPolicy(_) => Method::VmSetHvmBootPolicy.name(),
+            Self::SetPvBootloader(_) => Method::VmSetPvBootloader.name(),
+            Self::AddToPlatform(..) => Method::VmAddToPlatform.name(),
+            Self::RemoveFromPlatform(_) => Method::VmRemoveFromPlatform.name(),
+            Self::CleanShutdown => Method::VmCleanShutdown.name(),
+            Self::HardShutdown => Method::VmHardShutdown.name(),
+            Self::Start { .. } => Method::VmStart.name(),
+            Self::Unpause => Method::VmUnpause.name(),
+        }
+    }
+}
+
 /// What came of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CallResult {
@@ -85,9 +109,18 @@ pub struct Trail {
     pub calls: Vec<(Timestamp, Call, CallResult)>,
     /// This process stored the effect's intent itself: before it, no call was made.
     pub intended_here: bool,
+    /// Since when the pool has answered every look at this effect, in this process.
+    pub begun: Option<Timestamp>,
+    /// When the last start of this job, of whatever effect, may have been sent: by this process, or by one before it.
+    pub start_sent: Option<Timestamp>,
 }
 
 impl Trail {
+    /// The pool has been looked at for that long, and what is waited for did not come.
+    pub fn waited(&self, limit: Duration, now: Timestamp) -> bool {
+        self.begun.is_some_and(|begun| now >= begun + limit)
+    }
+
     /// The newest call.
     pub fn last(&self) -> Option<&(Timestamp, Call, CallResult)> {
         self.calls.last()
@@ -167,6 +200,8 @@ pub enum Plan {
     CloseGate,
     /// Store that Halted was seen (E9).
     SeenHalted,
+    /// E0's verdict is too old to build on: look at everything anew.
+    LookAgain,
     /// Look again at this time, or when something happens.
     Wait(Timestamp),
     /// The job fails; the way back begins.
@@ -191,15 +226,15 @@ pub fn plan(effect: Effect, job: &Job, seen: &Observed, trail: &Trail, now: Time
     }
     match effect {
         Effect::Preflight => Plan::Fail(Reason::PoolRefused, "E0 was asked of the wrong planner".into()),
-        Effect::Claim => claim(job, seen),
-        Effect::Sync => sync(trail),
+        Effect::Claim => claim(job, seen, trail, now),
+        Effect::Sync => sync(trail, now),
         Effect::Stop => stop(job, seen, trail, now),
         Effect::Actions | Effect::Order | Effect::Flip => flip(effect, job, seen),
         Effect::Arm => Plan::Arm,
         Effect::Start => starting::hvm(job, seen, trail, now),
         Effect::Completion => completion::completion(job, seen, now),
         Effect::Disarm => recovery::disarm(job, seen, trail, now),
-        Effect::Restore => recovery::restore(job, seen, trail),
+        Effect::Restore => recovery::restore(job, seen, trail, now),
         Effect::StartPv => starting::pv(job, seen, trail, now),
         Effect::Evidence => evidence(job, seen, now),
         Effect::Release => release(job, seen),
@@ -235,8 +270,9 @@ pub fn holds_claim(job: &Job, seen: &Observed) -> bool {
 /// What a refused or lost call means for the effect: a pause, the end, or nothing (look at the VM).
 fn after_refusal(effect: Effect, job: &Job, trail: &Trail, now: Timestamp) -> Option<Plan> {
     let (at, call, CallResult::Failed(error)) = trail.last()? else { return None };
-    if matches!(effect, Effect::Start | Effect::StartPv | Effect::Sync) || *call == Call::CleanShutdown {
-        return None; // these read their own failures
+    let reads_its_own = matches!(call, Call::CleanShutdown | Call::Sync);
+    if reads_its_own || matches!(effect, Effect::Start | Effect::StartPv) {
+        return None;
     }
     let failures =
         trail.calls.iter().filter(|(_, _, result)| matches!(result, CallResult::Failed(_))).count();
@@ -245,6 +281,9 @@ fn after_refusal(effect: Effect, job: &Job, trail: &Trail, now: Timestamp) -> Op
     match error.class() {
         Class::Permanent => Some(give_up(job, reason_of(error), detail)),
         // Look and decide anew; but not faster and faster when no answer comes at all.
+        Class::Observe | Class::Relogin | Class::Redirect if failures > 2 && past(job, now) => {
+            Some(give_up(job, Reason::GaveUp, detail))
+        }
         Class::Observe | Class::Relogin | Class::Redirect => {
             (failures > 2 && now < again).then_some(Plan::Wait(again))
         }
@@ -288,13 +327,20 @@ pub fn reason_of(error: &CallError) -> Reason {
     }
 }
 
-/// E1.
-fn claim(job: &Job, seen: &Observed) -> Plan {
+/// E1. Until the claim stands, anybody may use the VM: what E0 saw must still hold.
+fn claim(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
     let Some(claim) = &job.claim else {
         return Plan::Fail(Reason::PoolRefused, "the job has no claim to write".into());
     };
     match Claim::find(&seen.vm) {
         Found::Claim(found) if found.nonce == claim.nonce => Plan::Done(Outcome::Claimed),
+        Found::Absent if trail.calls.is_empty() && job.cleared_at.is_some_and(|at| now >= at + FRESH) => {
+            Plan::LookAgain
+        }
+        Found::Absent if job.has_run_since(&seen.metrics.start_time) => Plan::Fail(
+            Reason::StartedBySomeone,
+            "the VM ran after it was looked at; it was not claimed and nothing was changed".into(),
+        ),
         Found::Absent if seen.is_halted() || job.was_running => {
             Plan::Call(Call::AddToOtherConfig(CLAIM_KEY.into(), claim.text()))
         }
@@ -315,8 +361,11 @@ fn claim(job: &Job, seen: &Observed) -> Plan {
     }
 }
 
+/// How long E0's verdict is built on without another look.
+const FRESH: Duration = Duration::from_secs(60);
+
 /// E2, and the end of E11: done once the pool said so, or said that this account may not.
-pub fn sync(trail: &Trail) -> Plan {
+pub fn sync(trail: &Trail, now: Timestamp) -> Plan {
     let tries = trail.calls.iter().filter(|(_, call, _)| *call == Call::Sync).count();
     let last = trail.calls.iter().rev().find(|(_, call, _)| *call == Call::Sync);
     match last {
@@ -327,7 +376,10 @@ pub fn sync(trail: &Trail) -> Plan {
         {
             Plan::Done(Outcome::Synced { durable: false })
         }
-        Some((_, _, CallResult::Failed(_))) => Plan::Call(Call::Sync),
+        Some((at, _, CallResult::Failed(_))) => {
+            let again = *at + backoff(tries);
+            if now >= again { Plan::Call(Call::Sync) } else { Plan::Wait(again) }
+        }
     }
 }
 
@@ -337,35 +389,67 @@ const SYNC_TRIES: usize = 4;
 /// E3.
 fn stop(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
     if seen.is_halted() {
-        return if seen.is_busy() { Plan::Wait(now + SOON) } else { Plan::Done(Outcome::Stopped) };
+        return if seen.is_busy() { while_busy(job, seen, trail, now) } else { Plan::Done(Outcome::Stopped) };
     }
     if !job.was_running {
         return Plan::Fail(Reason::StartedBySomeone, "the VM was started while it was being claimed".into());
     }
     let clean_until = job.intent.map_or(now, |intent| intent.at) + job.deadlines.clean_shutdown;
-    shut_down(seen, trail, now, clean_until)
+    shut_down(seen, trail, now, clean_until, job.deadlines.effect).unwrap_or_else(|| cannot_stop(job, seen))
 }
 
 /// A clean shutdown until `clean_until`, then a hard one, each called again only when the last one surely ended.
-pub fn shut_down(seen: &Observed, trail: &Trail, now: Timestamp, clean_until: Timestamp) -> Plan {
+/// `None`: hard ones have not helped for `limit`.
+pub fn shut_down(
+    seen: &Observed,
+    trail: &Trail,
+    now: Timestamp,
+    clean_until: Timestamp,
+    limit: Duration,
+) -> Option<Plan> {
     let clean_refused = trail.calls.iter().any(|(_, call, result)| {
         *call == Call::CleanShutdown
             && matches!(result, CallResult::Failed(error) if error.class() == Class::Permanent)
     });
     let clean_failed = trail.last().is_some_and(|(_, call, _)| *call == Call::CleanShutdown)
         && matches!(seen.task, Some(TaskState::Failed(_)));
-    let hard_before = trail.calls.iter().any(|(_, call, _)| *call == Call::HardShutdown);
-    let hard = now >= clean_until || clean_refused || clean_failed || hard_before;
+    let hards = trail.calls.iter().filter(|(_, call, _)| *call == Call::HardShutdown);
+    let first_hard = hards.clone().next().map(|(at, _, _)| *at);
+    if first_hard.is_some_and(|first| now >= first + limit) {
+        return None;
+    }
+    let hard = now >= clean_until || clean_refused || clean_failed || first_hard.is_some();
     let wanted = if hard { Call::HardShutdown } else { Call::CleanShutdown };
-    match (trail.last(), &seen.task) {
+    let pause = if hard { backoff(hards.count()) } else { SOON };
+    Some(match (trail.last(), &seen.task) {
         // hard_shutdown may overtake a clean one.
         (Some((_, call, CallResult::Ok { .. })), Some(TaskState::Pending)) if *call == wanted => {
             Plan::Wait(now + SOON)
         }
-        (Some((at, call, _)), _) if *call == wanted && now < *at + SOON => Plan::Wait(*at + SOON),
+        (Some((at, call, _)), _) if *call == wanted && now < *at + pause => Plan::Wait(now + SOON),
         (None, _) if seen.is_busy() && !hard => Plan::Wait(now + SOON),
         (Some(_) | None, _) => Plan::Call(wanted),
+    })
+}
+
+/// The VM did not stop within the deadline.
+pub fn cannot_stop(job: &Job, seen: &Observed) -> Plan {
+    let why = match &seen.task {
+        Some(TaskState::Failed(error)) => error.to_string(),
+        Some(TaskState::Pending) => "hard_shutdown goes on and on".to_owned(),
+        Some(TaskState::Success | TaskState::Gone) | None => "hard_shutdown has no effect".to_owned(),
+    };
+    give_up(job, Reason::GaveUp, format!("the VM cannot be stopped: {why}"))
+}
+
+/// Another operation runs on the VM: it is waited for, but not for ever.
+pub fn while_busy(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
+    if !trail.waited(job.deadlines.effect, now) {
+        return Plan::Wait(now + SOON);
     }
+    let operations: Vec<&str> = seen.vm.current_operations.values().map(String::as_str).collect();
+    let detail = format!("the VM is busy with {} and does not get free", operations.join(", "));
+    give_up(job, Reason::Busy, detail)
 }
 
 /// E4, E5, E6: never while the VM runs, never over a person's change.

@@ -58,6 +58,8 @@ pub struct Cleared {
     pub disk: Option<(String, u64)>,
     /// It runs now, and is to be stopped (reinstall).
     pub running: bool,
+    /// VM_metrics.start_time: one that is off and has another later has run meanwhile.
+    pub start_time: String,
     /// The claim to write.
     pub claim: Claim,
 }
@@ -102,7 +104,8 @@ pub fn judge(
     if claim.text().len() > super::claim::CLAIM_MAX {
         return Err((Reason::SettingsChanged, "its boot settings do not fit into a claim of 4 KiB".into()));
     }
-    Ok(Cleared { mac, disk, running: facts.vm.power_state == PowerState::Running, claim })
+    let running = facts.vm.power_state == PowerState::Running;
+    Ok(Cleared { mac, disk, running, start_time: facts.metrics.start_time.clone(), claim })
 }
 
 fn is_a_guest(vm: &VmRecord) -> Result<(), Refusal> {

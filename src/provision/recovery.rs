@@ -3,17 +3,23 @@
 
 use super::{
     claim::Found,
-    job::{GateState, Job, Resolution, State},
-    plan::{Call, Observed, Plan, SOON, Trail, describe, give_up, holds_claim, shut_down, sync},
+    job::{GateState, Job, Resolution, StartRecord, State},
+    plan::{
+        Call, Observed, Plan, SOON, TaskState, Trail, cannot_stop, describe, give_up, holds_claim,
+        runs_as_pv, shut_down, sync, while_busy,
+    },
     reason::Reason,
-    settings::{self, WayBack},
+    settings::{self, Aim, WayBack},
     starting::METRICS_LAG,
     step::Outcome,
 };
-use crate::{clock::Timestamp, xen::records::PowerState};
+use crate::{clock::Timestamp, config::ProfileKind, xen::records::PowerState};
 
 /// How long a start may stay in flight unseen, after the intent or the call.
 const START_IN_FLIGHT: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// How long `bootflip restore --stop` tries to shut a VM down.
+const STOP_LIMIT: std::time::Duration = std::time::Duration::from_secs(120);
 
 /// How often a job that waits for a person tries a refused call again by itself.
 const TRY_AGAIN: std::time::Duration = std::time::Duration::from_secs(1800);
@@ -24,40 +30,68 @@ pub fn disarm(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan
         return Plan::CloseGate;
     }
     if seen.vm.power_state == PowerState::Halted {
-        return halted(job, seen, now);
+        return halted(job, seen, trail, now);
+    }
+    if is_half_started(job, seen) {
+        return stop(job, seen, trail, now);
     }
     match whose(job, seen, now) {
         Whose::Unsure(until) => return Plan::Wait(until),
         Whose::Ours => {
             return match held_until(job) {
                 Some(until) if now < until => Plan::Wait(until.min(now + job.deadlines.poll)),
-                Some(_) | None => shut_down(seen, trail, now, now),
+                Some(_) | None => stop(job, seen, trail, now),
             };
         }
         Whose::Theirs => {}
     }
-    if is_at_target(job, seen) {
-        return Plan::Done(Outcome::Disarmed);
+    if is_at_target(job, seen) || is_our_pv(job, seen) {
+        return Plan::Done(Outcome::Disarmed { unstarted: false });
     }
     let detail =
         "it runs in network boot mode, started by somebody else; shut it down and it is put back by itself";
     give_up(job, Reason::StartedBySomeone, detail.into())
 }
 
+fn stop(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
+    shut_down(seen, trail, now, now, job.deadlines.effect).unwrap_or_else(|| cannot_stop(job, seen))
+}
+
+/// E12's start came as far as a paused domain, which nobody has unpaused: it neither runs nor is off.
+fn is_half_started(job: &Job, seen: &Observed) -> bool {
+    seen.vm.power_state == PowerState::Paused
+        && job.pv_start.as_ref().is_some_and(|start| start.seen.is_none())
+}
+
+/// What runs is the domain of our own E12, and this release takes new settings for the next start from a running VM
+/// without harm (6.1 and 6.2 do not; `domain_type` came with 7.5): a coordinator that forgot the restore.
+fn is_our_pv(job: &Job, seen: &Observed) -> bool {
+    seen.vm.power_state == PowerState::Running
+        && seen.vm.domain_type.is_some()
+        && runs_as_pv(seen)
+        && job
+            .pv_start
+            .as_ref()
+            .is_some_and(|start| start.seen.as_deref() == Some(seen.metrics.start_time.as_str()))
+}
+
 /// Halted: sure, once no start of ours can be under way any more.
-fn halted(job: &Job, seen: &Observed, now: Timestamp) -> Plan {
+fn halted(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
     if seen.is_busy() {
+        return while_busy(job, seen, trail, now);
+    }
+    if seen.task == Some(TaskState::Pending) && !trail.waited(job.deadlines.effect, now) {
         return Plan::Wait(now + SOON);
     }
-    let in_flight = [&job.start, &job.pv_start]
-        .into_iter()
-        .flatten()
-        .filter(|start| start.seen.is_none())
-        .map(|start| start.intended + START_IN_FLIGHT)
-        .max();
-    match in_flight {
+    let unseen = |start: &&StartRecord| start.seen.is_none();
+    let in_flight = [&job.start, &job.pv_start].into_iter().flatten().filter(unseen);
+    let sent = in_flight.map(|start| trail.start_sent.unwrap_or_default().max(start.intended)).max();
+    match sent.map(|sent| sent + START_IN_FLIGHT) {
         Some(until) if now < until && job.state == State::Undoing => Plan::Wait(until),
-        Some(_) | None => Plan::Done(Outcome::Disarmed),
+        Some(_) | None => {
+            let before = job.start.as_ref().filter(unseen).map(|start| &start.before);
+            Plan::Done(Outcome::Disarmed { unstarted: before == Some(&seen.metrics.start_time) })
+        }
     }
 }
 
@@ -92,28 +126,27 @@ fn held_until(job: &Job) -> Option<Timestamp> {
 /// Every touched setting equals its target.
 pub fn is_at_target(job: &Job, seen: &Observed) -> bool {
     match &job.claim {
-        Some(claim) => settings::way_back(&seen.vm, &claim.touched, false) == WayBack::AtTarget,
+        Some(claim) => settings::is_as_before(&seen.vm, &claim.touched),
         None => true,
     }
 }
 
 /// E11.
-pub fn restore(job: &Job, seen: &Observed, trail: &Trail) -> Plan {
+pub fn restore(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
     let Some(claim) = &job.claim else { return Plan::Done(Outcome::Restored { durable: true }) };
     let force = job.resolution == Some(Resolution::Restore);
-    let next = match settings::way_back(&seen.vm, &claim.touched, force) {
+    let installed = job.state == State::Restoring && job.profile.kind == ProfileKind::Install;
+    let aim = if installed { Aim::Installed } else { Aim::AsBefore };
+    let next = match settings::way_back(&seen.vm, &claim.touched, aim, force) {
         WayBack::Next(call) => call,
-        WayBack::Differs(_) if job.resolution == Some(Resolution::Accept) => return synced(trail),
+        WayBack::Differs(_) if job.resolution == Some(Resolution::Accept) => return synced(trail, now),
         WayBack::Differs(differences) => {
             let detail = differences.iter().map(describe).collect::<Vec<_>>().join("; ");
             return Plan::Park(Reason::SettingsChanged, detail, differences);
         }
-        WayBack::AtTarget => match settings::success_changes(&seen.vm, job.state == State::Restoring) {
-            Some(call) => call,
-            None => return synced(trail),
-        },
+        WayBack::AtTarget => return synced(trail, now),
     };
-    if seen.vm.power_state != PowerState::Halted {
+    if seen.vm.power_state != PowerState::Halted && !is_our_pv(job, seen) {
         return give_up(
             job,
             Reason::StartedBySomeone,
@@ -121,13 +154,13 @@ pub fn restore(job: &Job, seen: &Observed, trail: &Trail) -> Plan {
         );
     }
     if seen.is_busy() {
-        return Plan::Wait(job.intent.map(|intent| intent.at).unwrap_or_default() + SOON);
+        return while_busy(job, seen, trail, now);
     }
     Plan::Call(next)
 }
 
-fn synced(trail: &Trail) -> Plan {
-    let plan = sync(trail);
+fn synced(trail: &Trail, now: Timestamp) -> Plan {
+    let plan = sync(trail, now);
     if let Plan::Done(Outcome::Synced { durable }) = plan {
         Plan::Done(Outcome::Restored { durable })
     } else {
@@ -150,7 +183,7 @@ pub fn without_claim(effect: super::Effect, job: &Job, seen: &Observed) -> Plan 
         return Plan::Park(Reason::ClaimLost, whose, Vec::new());
     }
     if effect == super::Effect::Disarm {
-        Plan::Done(Outcome::Disarmed)
+        Plan::Done(Outcome::Disarmed { unstarted: false })
     } else if effect == super::Effect::Restore {
         Plan::Done(Outcome::Restored { durable: true })
     } else if effect == super::Effect::StartPv {
@@ -164,9 +197,9 @@ pub fn without_claim(effect: super::Effect, job: &Job, seen: &Observed) -> Plan 
 pub fn safe_again(job: &Job, seen: &Observed, now: Timestamp) -> bool {
     let parked_at = job.history.last().map_or(now, |mark| mark.at);
     match job.reason {
-        Some(Reason::StartedBySomeone) => seen.is_halted() && !seen.is_busy(),
+        Some(Reason::StartedBySomeone | Reason::Busy) => seen.is_halted() && !seen.is_busy(),
         Some(Reason::SettingsChanged) => job.claim.as_ref().is_none_or(|claim| {
-            !matches!(settings::way_back(&seen.vm, &claim.touched, false), WayBack::Differs(_))
+            !matches!(settings::way_back(&seen.vm, &claim.touched, Aim::AsBefore, false), WayBack::Differs(_))
         }),
         Some(Reason::ClaimLost) => holds_claim(job, seen) || is_at_target(job, seen),
         Some(_) | None => now >= parked_at + TRY_AGAIN,
@@ -184,15 +217,18 @@ pub fn from_claim(
     if seen.is_busy() {
         return Plan::Wait(now + SOON);
     }
-    let back = settings::way_back(&seen.vm, &claim.touched, false);
-    match back {
+    match settings::way_back(&seen.vm, &claim.touched, Aim::AsBefore, false) {
+        WayBack::AtTarget if matches!(sync(trail, now), Plan::Call(_) | Plan::Wait(_)) => sync(trail, now),
         WayBack::AtTarget => Plan::Call(Call::RemoveFromOtherConfig(super::claim::CLAIM_KEY.into())),
         WayBack::Differs(differences) => {
             let detail = differences.iter().map(describe).collect::<Vec<_>>().join("; ");
             Plan::Park(Reason::SettingsChanged, detail, differences)
         }
         WayBack::Next(_) if seen.vm.power_state != PowerState::Halted && stop => {
-            shut_down(seen, trail, now, now)
+            shut_down(seen, trail, now, now, STOP_LIMIT).unwrap_or_else(|| {
+                let detail = "it cannot be stopped: hard_shutdown has no effect".into();
+                Plan::Fail(Reason::GaveUp, detail)
+            })
         }
         WayBack::Next(_) if seen.vm.power_state != PowerState::Halted => Plan::Park(
             Reason::StartedBySomeone,

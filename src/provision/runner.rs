@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -65,7 +66,16 @@ pub async fn run(
             (Arc::clone(&executor), Arc::clone(&clock), stop.clone(), Arc::clone(&sleepers));
         tasks.spawn(async move {
             loop {
-                drive(&executor, &*clock, &id, &notify, &stop).await;
+                let driven = drive(&executor, &*clock, &id, &notify, &stop);
+                if AssertUnwindSafe(driven).catch_unwind().await.is_err() {
+                    tracing::error!(
+                        job = id,
+                        "a defect in bootflip broke this job's round; it is tried again"
+                    );
+                    let pause = tokio::time::sleep(LONGEST_SLEEP);
+                    stop.run_until_cancelled(pause).await;
+                    continue;
+                }
                 if stop.is_cancelled() || fell_asleep(&sleepers, &id, &notify) {
                     return;
                 }

@@ -128,6 +128,11 @@ impl Field {
         }
     }
 
+    /// Written on the way there: all but the one that a success changes.
+    pub fn is_flipped(&self) -> bool {
+        *self != Self::PvBootloader
+    }
+
     fn is_written_by_xapi(&self) -> bool {
         matches!(self, Self::Platform(key) if WRITTEN_BY_XAPI.contains(&key.as_str()))
     }
@@ -148,6 +153,10 @@ pub fn touch(vm: &VmRecord, needs_flags: bool) -> BTreeMap<Field, Touched> {
     }
     add(Field::BootParam("order".into()), Some("n"));
     add(Field::BootParam("firmware".into()), Some("bios"));
+    // What eliloader would do is the installation; the new system boots through pygrub.
+    if vm.pv_bootloader == "eliloader" {
+        add(Field::PvBootloader, Some("pygrub"));
+    }
     for field in [Field::ActionsAfterShutdown, Field::ActionsAfterReboot, Field::ActionsAfterCrash] {
         add(field, Some("destroy"));
     }
@@ -161,9 +170,13 @@ pub fn touch(vm: &VmRecord, needs_flags: bool) -> BTreeMap<Field, Touched> {
     touched
 }
 
-/// The declared change of a successful installation: a guest still on eliloader boots through pygrub from now on.
-pub fn success_changes(vm: &VmRecord, installed: bool) -> Option<Call> {
-    (installed && vm.pv_bootloader == "eliloader").then(|| Call::SetPvBootloader("pygrub".into()))
+/// What a restore aims at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Aim {
+    /// Everything as it was saved.
+    AsBefore,
+    /// After an installation: the same, but for the declared change, eliloader to pygrub.
+    Installed,
 }
 
 /// The value that a restore aims at. A saved `unspecified` cannot be written (XenAPI refuses it): it comes back as
@@ -187,15 +200,17 @@ pub enum WayBack {
 }
 
 /// The next step of a restore. `force`: an operator said that the saved values win.
-pub fn way_back(vm: &VmRecord, touched: &BTreeMap<Field, Touched>, force: bool) -> WayBack {
+pub fn way_back(vm: &VmRecord, touched: &BTreeMap<Field, Touched>, aim: Aim, force: bool) -> WayBack {
     let mut differences = Vec::new();
     for (field, entry) in touched {
         let now = field.read(vm);
-        let target = target(field, entry);
-        if now == target {
+        let changes = aim == Aim::Installed && *field == Field::PvBootloader;
+        let target = if changes { entry.written.clone() } else { target(field, entry) };
+        // A saved `unspecified` that was never written stays what it is.
+        if now == target || (now == entry.saved && !changes) {
             continue;
         }
-        let ours = force || field.is_written_by_xapi() || now == entry.written;
+        let ours = force || field.is_written_by_xapi() || now == entry.written || changes;
         // A platform key that we are replacing is absent for one round.
         let halfway = matches!(field, Field::Platform(_)) && now.is_none() && entry.written.is_some();
         if ours || halfway {
@@ -209,6 +224,11 @@ pub fn way_back(vm: &VmRecord, touched: &BTreeMap<Field, Touched>, force: bool) 
         });
     }
     if differences.is_empty() { WayBack::AtTarget } else { WayBack::Differs(differences) }
+}
+
+/// Every touched setting is as it was before.
+pub fn is_as_before(vm: &VmRecord, touched: &BTreeMap<Field, Touched>) -> bool {
+    way_back(vm, touched, Aim::AsBefore, false) == WayBack::AtTarget
 }
 
 /// The next write of E4, E5 or E6 among `fields` that does not hold yet; `None`: all hold.

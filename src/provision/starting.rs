@@ -6,9 +6,12 @@ use std::time::Duration;
 
 use super::{
     job::{Job, StartRecord, State},
-    plan::{Call, CallResult, Observed, Plan, SOON, TaskState, Trail, backoff, give_up, past, reason_of},
+    plan::{
+        Call, CallResult, Observed, Plan, SOON, TaskState, Trail, backoff, give_up, past, reason_of,
+        while_busy,
+    },
     reason::Reason,
-    settings,
+    settings::{self, Field},
     step::Outcome,
 };
 use crate::{
@@ -35,7 +38,7 @@ pub fn hvm(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
     let flipped = job
         .claim
         .as_ref()
-        .is_some_and(|claim| settings::way_there(&seen.vm, &claim.touched, |_| true).is_none());
+        .is_some_and(|claim| settings::way_there(&seen.vm, &claim.touched, Field::is_flipped).is_none());
     if matches!(plan, Plan::Call(Call::Start { .. })) && !flipped {
         return Plan::Fail(Reason::SettingsChanged, "its boot settings were changed before the start".into());
     }
@@ -50,13 +53,7 @@ pub fn pv(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
     };
     if seen.vm.power_state == PowerState::Paused {
         // start_time may be new already while the pool still works on the start: it is not done before it is unpaused.
-        if seen.is_busy() {
-            return Plan::Wait(now + SOON);
-        }
-        let too_soon = trail.last().is_some_and(|(at, call, result)| {
-            *call == Call::Unpause && matches!(result, CallResult::Failed(_)) && now < *at + SOON
-        });
-        return if too_soon { Plan::Wait(now + SOON) } else { Plan::Call(Call::Unpause) };
+        return if seen.is_busy() { while_busy(job, seen, trail, now) } else { unpause(job, trail, now) };
     }
     let domid = seen.vm.domid;
     let done = |start_time: &str| Plan::Done(Outcome::PvStarted { start_time: start_time.to_owned(), domid });
@@ -68,6 +65,22 @@ pub fn pv(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
         true => Plan::Fail(Reason::SettingsChanged, changed),
         false => plan,
     }
+}
+
+fn unpause(job: &Job, trail: &Trail, now: Timestamp) -> Plan {
+    let failure = |(at, call, result): &(Timestamp, Call, CallResult)| match result {
+        CallResult::Failed(error) if *call == Call::Unpause => Some((*at, error.clone())),
+        CallResult::Failed(_) | CallResult::Ok { .. } => None,
+    };
+    let failures: Vec<(Timestamp, CallError)> = trail.calls.iter().filter_map(failure).collect();
+    let (Some((first, _)), Some((last, error))) = (failures.first(), failures.last()) else {
+        return Plan::Call(Call::Unpause);
+    };
+    if error.class() == Class::Permanent || now >= *first + job.deadlines.pv_start {
+        return give_up(job, Reason::PvStartFailed, format!("it was started paused, and {error}"));
+    }
+    let again = *last + backoff(failures.len());
+    if now >= again { Plan::Call(Call::Unpause) } else { Plan::Wait(again) }
 }
 
 struct Start {
@@ -85,14 +98,19 @@ fn once(
     done: impl Fn(&str) -> Plan,
 ) -> Plan {
     let uncalled = trail.intended_here && trail.calls.is_empty();
+    let refusal = refusal_of_all(seen, trail);
     let someone = || give_up(job, Reason::StartedBySomeone, "the VM was started by somebody else".into());
+    let halts = seen.vm.power_state == PowerState::Halted;
     if seen.metrics.start_time != start.before {
-        return if uncalled || surely_not_ours(trail) { someone() } else { done(&seen.metrics.start_time) };
+        return match refusal {
+            Some(error) if halts => refused(job, wanted.paused, &error),
+            Some(_) => someone(),
+            None if uncalled => someone(),
+            None => done(&seen.metrics.start_time),
+        };
     }
     match seen.vm.power_state {
-        PowerState::Running | PowerState::Paused | PowerState::Suspended
-            if uncalled || surely_not_ours(trail) =>
-        {
+        PowerState::Running | PowerState::Paused | PowerState::Suspended if uncalled || refusal.is_some() => {
             someone()
         }
         PowerState::Running | PowerState::Paused | PowerState::Suspended => {
@@ -102,13 +120,36 @@ fn once(
     }
 }
 
-/// Every call of ours was answered, and answered with a refusal: what runs is not ours.
-fn surely_not_ours(trail: &Trail) -> bool {
-    trail.intended_here
-        && !trail.calls.is_empty()
-        && trail.calls.iter().all(|(_, _, result)| {
-            matches!(result, CallResult::Failed(CallError::Failed { failure, .. }) if failure.code == "VM_BAD_POWER_STATE")
-        })
+/// The newest refusal, when every call of ours was answered, and answered with one: what runs is not ours.
+fn refusal_of_all(seen: &Observed, trail: &Trail) -> Option<CallError> {
+    let unpaused = trail.calls.iter().any(|(_, call, _)| *call == Call::Unpause);
+    if !trail.intended_here || unpaused {
+        return None;
+    }
+    let newest = trail.calls.len().checked_sub(1)?;
+    let mut last = None;
+    for (index, (_, _, result)) in trail.calls.iter().enumerate() {
+        last = match (result, &seen.task) {
+            (CallResult::Failed(error), _) => Some(error.clone()),
+            // Another call followed, which it does only after the task of this one had failed.
+            (CallResult::Ok { task: Some(_) }, _) if index < newest => last,
+            (CallResult::Ok { task: Some(_) }, Some(TaskState::Failed(error))) => Some(error.clone()),
+            (CallResult::Ok { .. }, _) => return None,
+        };
+        if last.as_ref().is_some_and(|error| !is_refusal(error)) {
+            return None;
+        }
+    }
+    last
+}
+
+/// The pool said that it did not start the VM. A cancelled task and xapi's catch-all say nothing.
+fn is_refusal(error: &CallError) -> bool {
+    let CallError::Failed { failure, .. } = error else { return false };
+    failure.is("VM_BAD_POWER_STATE")
+        || (!failure.is("INTERNAL_ERROR")
+            && !failure.is("TASK_CANCELLED")
+            && matches!(error.class(), Class::Retry | Class::SlowRetry | Class::Permanent))
 }
 
 /// It runs, and the pool has not written the new start_time yet.
@@ -132,8 +173,13 @@ fn halted(
     wanted: Start,
     done: impl Fn(&str) -> Plan,
 ) -> Plan {
+    let limit = if wanted.paused { job.deadlines.pv_start } else { job.deadlines.effect };
     if seen.is_busy() || seen.task == Some(TaskState::Pending) {
-        return Plan::Wait(now + SOON);
+        let detail = format!("the start has not ended after {} s", limit.as_secs());
+        return match trail.waited(limit, now) {
+            true => give_up(job, Reason::GaveUp, detail),
+            false => Plan::Wait(now + SOON),
+        };
     }
     if seen.task == Some(TaskState::Success) || wanted.signs {
         // It started and halted again before start_time was written, which must come.
@@ -156,15 +202,18 @@ fn halted(
         return if now >= quiet_from { call } else { Plan::Wait(quiet_from) };
     };
     let failures = trail.calls.len();
+    let over = if wanted.paused { now >= start.intended + limit } else { past(job, now) };
     match error.class() {
         Class::Observe | Class::Relogin | Class::Redirect => {
-            let quiet_from = last.unwrap_or(start.intended) + METRICS_LAG;
-            if now >= quiet_from { call } else { Plan::Wait(quiet_from) }
+            let quiet_from = last.unwrap_or(start.intended) + METRICS_LAG.max(backoff(failures));
+            match now >= quiet_from {
+                true if over && failures > 2 => refused(job, wanted.paused, error),
+                true => call,
+                false => Plan::Wait(quiet_from),
+            }
         }
         Class::Permanent => refused(job, wanted.paused, error),
         Class::Retry | Class::SlowRetry => {
-            let over =
-                if wanted.paused { now >= start.intended + job.deadlines.pv_start } else { past(job, now) };
             let again = last.unwrap_or(now) + backoff(failures);
             if over && !matches!(error, CallError::Unreachable { .. }) {
                 refused(job, wanted.paused, error)
@@ -185,7 +234,9 @@ fn refused(job: &Job, pv: bool, error: &CallError) -> Plan {
     let named = reason_of(error);
     let reason = match (named, pv) {
         (Reason::PoolRefused, true) => Reason::PvStartFailed,
-        (Reason::PoolRefused, false) if error.class() != Class::Permanent => Reason::NoHost,
+        (Reason::PoolRefused, false) if matches!(error.class(), Class::Retry | Class::SlowRetry) => {
+            Reason::NoHost
+        }
         (Reason::PoolRefused, false) => Reason::StartFailed,
         (named, _) => named,
     };
@@ -218,6 +269,7 @@ mod tests {
         let called = Trail {
             calls: vec![(at(10), Call::Start { paused: true }, CallResult::Ok { task: None })],
             intended_here: true,
+            ..Trail::default()
         };
         let wait = Plan::Wait(at(11) + SOON);
         let done = Plan::Done(Outcome::PvStarted { start_time: "now".to_owned(), domid: 7 });

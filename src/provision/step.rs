@@ -17,6 +17,9 @@ use crate::{boot::sink::Sign, clock::Timestamp, config::ProfileKind};
 /// How often the answer file may be given out in one attempt.
 pub const ANSWER_FETCHES: u32 = 10;
 
+/// Stages kept of one attempt, besides the last one.
+const STAGES: usize = 64;
+
 /// A settle check comes this long after the end when the database could not be synced (the coordinator writes it
 /// within five minutes).
 pub const SETTLE_AFTER: std::time::Duration = std::time::Duration::from_secs(360);
@@ -53,6 +56,7 @@ fn queued(job: &mut Job, event: &Event, now: Timestamp) {
         | Event::TaskKnown(_)
         | Event::Done(_)
         | Event::Failed(..)
+        | Event::Outdated
         | Event::Parked(..)
         | Event::SafeAgain
         | Event::GateClosed
@@ -71,6 +75,11 @@ fn ahead(job: &mut Job, event: &Event, now: Timestamp) {
         Event::TaskKnown(task) => task_known(job, task),
         Event::Done(outcome) => advance(job, outcome, now),
         Event::Failed(reason, detail) => undo(job, State::Failed, *reason, detail, now),
+        Event::Outdated => {
+            if job.cursor == Some(Effect::Claim) {
+                go_to(job, Effect::Preflight);
+            }
+        }
         Event::Parked(reason, detail, differences) => park(job, *reason, detail, differences, now),
         Event::Cancel => undo(job, State::Cancelled, Reason::CancelledByOperator, "on request", now),
         Event::Sign(sign) => sign_seen(job, *sign, now),
@@ -104,6 +113,7 @@ fn after(job: &mut Job, event: &Event, now: Timestamp) {
         Event::Booted(stage) => booted(job, stage, now),
         Event::Waiting(why) => job.waiting.clone_from(why),
         Event::Admitted
+        | Event::Outdated
         | Event::SafeAgain
         | Event::SeenHalted
         | Event::AnswerFetched
@@ -127,10 +137,15 @@ fn undoing(job: &mut Job, event: &Event, now: Timestamp) {
         Event::GateClosed => job.gate = GateState::Closed,
         Event::Report(stage) => late(job, &stage.name, now),
         Event::Waiting(why) => job.waiting.clone_from(why),
+        Event::Cancel if job.options.keep_hvm_seconds.is_some() => {
+            job.options.keep_hvm_seconds = None;
+            job.note(now, "cancel: it is held up for debugging no longer");
+        }
         Event::Cancel => job.note(now, "cancel: it is being undone already"),
         Event::Sign(sign) => sign_seen(job, *sign, now),
         Event::Booted(_)
         | Event::Admitted
+        | Event::Outdated
         | Event::SafeAgain
         | Event::SeenHalted
         | Event::AnswerFetched
@@ -173,6 +188,7 @@ fn parked(job: &mut Job, event: &Event, now: Timestamp) {
         | Event::TaskKnown(_)
         | Event::Done(_)
         | Event::Failed(..)
+        | Event::Outdated
         | Event::Parked(..)
         | Event::GateClosed
         | Event::SeenHalted
@@ -198,8 +214,6 @@ fn ended(job: &mut Job, event: &Event, now: Timestamp) {
             job.settle = false;
             job.ending = Some(Ending { state: job.state, reason: job.reason });
             job.note(now, format!("the coordinator lost writes: {detail}"));
-            // The claim may be lost with them; what the job remembers is the way back.
-            job.resolution = Some(Resolution::Restore);
             begin_undo(job, now);
         }
         Event::Report(stage) | Event::Booted(stage) => {
@@ -212,6 +226,7 @@ fn ended(job: &mut Job, event: &Event, now: Timestamp) {
         | Event::TaskKnown(_)
         | Event::Done(_)
         | Event::Failed(..)
+        | Event::Outdated
         | Event::Parked(..)
         | Event::SafeAgain
         | Event::GateClosed
@@ -274,6 +289,8 @@ fn advance(job: &mut Job, outcome: &Outcome, now: Timestamp) {
             job.mac = cleared.mac;
             job.disk.clone_from(&cleared.disk);
             job.was_running = cleared.running;
+            job.cleared_at = Some(now);
+            job.cleared_start = Some(cleared.start_time.clone());
             job.claim = Some(cleared.claim.clone());
             go_to(job, Effect::Claim);
         }
@@ -303,10 +320,11 @@ fn advance(job: &mut Job, outcome: &Outcome, now: Timestamp) {
             }
         }
         Outcome::Completed => {
+            job.gate = GateState::Closed;
             go_to(job, Effect::Disarm);
             job.enter(State::Restoring, now);
         }
-        Outcome::Disarmed => {
+        Outcome::Disarmed { .. } => {
             job.slot = false;
             go_to(job, Effect::Restore);
         }
@@ -360,8 +378,11 @@ fn advance_undo(job: &mut Job, outcome: &Outcome, now: Timestamp) {
         return;
     }
     match outcome {
-        Outcome::Disarmed => {
+        Outcome::Disarmed { unstarted } => {
             job.slot = false;
+            if *unstarted {
+                job.start = None;
+            }
             go_to(job, Effect::Restore);
         }
         Outcome::Restored { durable } => {
@@ -404,8 +425,12 @@ fn undo(job: &mut Job, state: State, reason: Reason, detail: &str, now: Timestam
         let state = if reason == Reason::VmGone { State::Failed } else { state };
         return end(job, state, Some(reason), detail, now);
     }
-    if reason == Reason::StartedBySomeone && job.cursor == Some(Effect::Start) {
-        job.start = None; // what runs did not come of our call
+    if refuses_start(reason) {
+        match job.cursor {
+            Some(Effect::Start) => job.start = None,
+            Some(Effect::StartPv) => job.pv_start = None,
+            Some(_) | None => {}
+        }
     }
     job.ending = Some(Ending { state, reason: Some(reason) });
     job.reason = Some(reason);
@@ -414,7 +439,23 @@ fn undo(job: &mut Job, state: State, reason: Reason, detail: &str, now: Timestam
     begin_undo(job, now);
 }
 
+/// Reasons by which E8 and E12 say that no domain came of our call: none runs, or one of somebody else's.
+const fn refuses_start(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::StartedBySomeone
+            | Reason::SettingsChanged
+            | Reason::NoHost
+            | Reason::RightsMissing
+            | Reason::OperationBlocked
+            | Reason::HaProtected
+            | Reason::StartFailed
+            | Reason::BootloaderFailed
+    )
+}
+
 fn begin_undo(job: &mut Job, now: Timestamp) {
+    job.gate = GateState::Closed;
     go_to(job, Effect::Disarm);
     job.differences.clear();
     if let Some(ending) = job.ending {
@@ -448,7 +489,8 @@ fn end(job: &mut Job, state: State, reason: Option<Reason>, detail: &str, now: T
     job.ending = None;
     job.reason = reason;
     detail.clone_into(&mut job.detail);
-    let looks_again = job.settle && job.claim.is_some() && reason != Some(Reason::VmGone);
+    let nothing_to_find = matches!(reason, Some(Reason::VmGone | Reason::Abandoned));
+    let looks_again = job.settle && job.claim.is_some() && !nothing_to_find;
     job.settle_at = looks_again.then(|| now + SETTLE_AFTER);
     if let Some(reason) = reason {
         job.note(now, format!("{state}: {reason} {detail}"));
@@ -491,8 +533,12 @@ fn reported(job: &mut Job, stage: &StageMark, now: Timestamp) {
     if job.gate == GateState::Booting {
         job.gate = GateState::Installing;
     }
-    if job.stages.iter().any(|seen| seen.name == stage.name) {
-        return; // the first counts
+    let completes = |name: &str| matches!(name, "done" | "failed");
+    let again =
+        |seen: &StageMark| seen.name == stage.name || (completes(&seen.name) && completes(&stage.name));
+    // The first counts. A guest cannot make its job's record grow without end.
+    if job.stages.iter().any(again) || (job.stages.len() >= STAGES && !completes(&stage.name)) {
+        return;
     }
     job.stages.push(stage.clone());
     if stage.name == "done" {

@@ -75,12 +75,12 @@ impl Jobs {
         Ok(Some(stored))
     }
 
-    /// All jobs, oldest first.
+    /// All jobs, oldest first; those that do not parse as [`StoreError::Corrupt`].
     ///
     /// # Errors
-    /// The store is away, or one does not parse.
-    pub async fn all(&self) -> Result<Vec<Stored>, StoreError> {
-        self.store.list(JOBS).await?.iter().map(parse).collect()
+    /// The store is away.
+    pub async fn all(&self) -> Result<Vec<Result<Stored, StoreError>>, StoreError> {
+        Ok(self.store.list(JOBS).await?.iter().map(parse).collect())
     }
 
     /// The live job of a VM.

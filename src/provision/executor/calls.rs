@@ -44,13 +44,16 @@ impl Executor {
         let hvm = job.start.as_ref().filter(|_| effect == Effect::Start);
         let pv = job.pv_start.as_ref().filter(|_| effect == Effect::StartPv);
         let start = hvm.or(pv);
+        // A start whose outcome nobody saw must have ended before the VM is put back.
+        let unseen = [&job.start, &job.pv_start].into_iter().flatten().rfind(|start| start.seen.is_none());
+        let unseen = unseen.filter(|_| effect == Effect::Disarm && trail.calls.is_empty());
         // A start between the two reads would look like one that has halted again.
         if vm.power_state == PowerState::Halted
             && start.is_some_and(|start| start.before != metrics.start_time)
         {
             vm = api.vm_record(&vm.reference).await?;
         }
-        let known = start.and_then(|start| start.task.clone());
+        let known = start.or(unseen).and_then(|start| start.task.clone());
         let task = match trail.task().map(str::to_owned).or(known) {
             Some(task) => Some(task_state(api, &task).await?),
             None => None,
@@ -97,7 +100,10 @@ impl Executor {
         call: &Call,
     ) -> Result<CallResult, OperationError> {
         let api = self.pool(job)?.calls(job.state);
-        Ok(make(api, &seen.vm.reference, call).await)
+        match (call, self.syncs.get(&job.pool)) {
+            (Call::Sync, Some(syncs)) => Ok(without_task(syncs.read(api.sync_database()).await)),
+            (_, _) => Ok(make(api, &seen.vm.reference, call).await),
+        }
     }
 }
 
@@ -121,7 +127,11 @@ pub(super) async fn make(api: &Api, vm: &str, call: &Call) -> CallResult {
         Call::HardShutdown => return with_task(api.hard_shutdown(vm).await),
         Call::Start { paused } => return with_task(api.start(vm, *paused).await),
     };
-    match plain {
+    without_task(plain)
+}
+
+fn without_task(answer: Result<(), CallError>) -> CallResult {
+    match answer {
         Ok(()) => CallResult::Ok { task: None },
         Err(error) => CallResult::Failed(error),
     }

@@ -10,7 +10,7 @@ use crate::{
     clock::{Clock, Timestamp},
     provision::{
         claim::{Claim, Found},
-        plan::{CallResult, Observed, Plan, Trail},
+        plan::{Call, CallResult, Observed, Plan, Trail},
         recovery,
     },
     xen::{
@@ -75,7 +75,8 @@ pub async fn restore(
                     let result = make(api, &seen.vm.reference, &call).await;
                     if let CallResult::Failed(error) = &result {
                         last = error.to_string();
-                        if error.class() == crate::xen::Class::Permanent {
+                        let optional = matches!(call, Call::Sync | Call::CleanShutdown);
+                        if error.class() == crate::xen::Class::Permanent && !optional {
                             return Err(last);
                         }
                         pause(clock.now() + Duration::from_secs(1)).await;
@@ -84,7 +85,9 @@ pub async fn restore(
                 }
                 Plan::Park(_, detail, _) | Plan::Fail(_, detail) => return Err(detail),
                 Plan::Wait(at) => pause(at).await,
-                Plan::Done(_) | Plan::Arm | Plan::CloseGate | Plan::SeenHalted => return Ok(()),
+                Plan::Done(_) | Plan::Arm | Plan::CloseGate | Plan::SeenHalted | Plan::LookAgain => {
+                    return Ok(());
+                }
             },
             Err(error) => {
                 last = error.to_string();

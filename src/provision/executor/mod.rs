@@ -10,6 +10,7 @@ mod facts;
 pub mod lookups;
 mod publish;
 mod reports;
+mod rounds;
 mod shared;
 
 use std::{
@@ -22,14 +23,12 @@ use std::{
 use self::shared::Shared;
 use super::{
     admission,
-    claim::{Claim, Found},
-    job::{Effect, Intent, Job, NewJob, StartRecord, State},
-    plan::{CallResult, Observed, Plan, Trail, plan, reason_of},
+    job::{Effect, Intent, Job, NewJob, State},
+    plan::{Observed, Plan, Trail, plan},
     preflight::Rules,
     reason::Reason,
-    recovery, resume,
-    settings::{WayBack, way_back},
-    step::{Channel, Event, Outcome, step},
+    resume,
+    step::{Channel, Event, step},
 };
 use crate::{
     boot::{Armed, Gate, sink::Sign},
@@ -37,10 +36,10 @@ use crate::{
     machine::MacAddr,
     secret::{TokenHash, TokenKey},
     store::{
-        Store, StoreError,
+        Revision, Store, StoreError,
         jobs::{Jobs, Stored},
     },
-    xen::{CallError, Class, api::Api, records::VifRecord},
+    xen::{CallError, api::Api, records::VifRecord},
 };
 
 /// One pool as the executor uses it.
@@ -121,6 +120,10 @@ pub struct Executor {
     memory: Mutex<Memory>,
     /// The NICs of each pool.
     vifs: HashMap<String, Shared<Arc<Vec<VifRecord>>>>,
+    /// The syncs of each pool's database.
+    syncs: HashMap<String, Shared<()>>,
+    /// When this executor was made: calls of one before it may still be under way.
+    born: Timestamp,
 }
 
 /// What may be lost in a crash.
@@ -134,7 +137,14 @@ struct Memory {
     macs: HashMap<MacAddr, String>,
     signs: HashMap<String, Vec<Sign>>,
     live: BTreeMap<String, Job>,
-    unreachable: HashMap<String, u32>,
+    /// Looks in a row that failed, and whether they said that there is no such VM.
+    unreachable: HashMap<String, (bool, u32)>,
+    /// When each job's last start was sent.
+    starts: HashMap<String, Timestamp>,
+    /// Since when the VM that a job wants to start is busy with something else.
+    busy: HashMap<String, Timestamp>,
+    /// What was published of each job.
+    published: HashMap<String, Revision>,
 }
 
 /// When a job wants to be looked at again.
@@ -198,7 +208,9 @@ impl Executor {
     pub fn new(parts: Parts) -> Self {
         let jobs = Jobs::new(Arc::clone(&parts.store));
         let vifs = parts.pools.keys().map(|pool| (pool.clone(), Shared::default())).collect();
-        Self { parts, jobs, memory: Mutex::new(Memory::default()), vifs }
+        let syncs = parts.pools.keys().map(|pool| (pool.clone(), Shared::default())).collect();
+        let born = parts.clock.now();
+        Self { parts, jobs, memory: Mutex::new(Memory::default()), vifs, syncs, born }
     }
 
     /// Reads all jobs, sets the boot gate and the token index from them, and returns those that want a look.
@@ -208,7 +220,14 @@ impl Executor {
     pub async fn recover(&self) -> Result<Vec<String>, StoreError> {
         let mut wanted = Vec::new();
         for stored in self.jobs.all().await? {
-            self.publish(None, &stored.job);
+            let stored = match stored {
+                Ok(stored) => stored,
+                Err(error) => {
+                    tracing::error!(%error, "a job cannot be read and is left alone; its VM: `bootflip restore`");
+                    continue;
+                }
+            };
+            self.publish(None, &stored.job, stored.revision);
             if !stored.job.state.is_terminal() || stored.job.settle_at.is_some() {
                 wanted.push(stored.job.id);
             }
@@ -223,9 +242,9 @@ impl Executor {
     pub async fn create(&self, new: NewJob) -> Result<(Job, bool), StoreError> {
         let job = Job::new(new, self.parts.clock.now());
         match self.jobs.create(&job).await {
-            Ok(_) => {
+            Ok(revision) => {
                 tracing::info!(job = %job.id, vm = %job.vm_name, "job made");
-                self.publish(None, &job);
+                self.publish(None, &job, revision);
                 self.parts.wakers.wake(&job.id);
                 Ok((job, true))
             }
@@ -250,7 +269,7 @@ impl Executor {
     /// # Errors
     /// The store is away.
     pub async fn all(&self) -> Result<Vec<Job>, StoreError> {
-        Ok(self.jobs.all().await?.into_iter().map(|stored| stored.job).collect())
+        Ok(self.jobs.all().await?.into_iter().flatten().map(|stored| stored.job).collect())
     }
 
     /// An operator's cancel, retry or resolve.
@@ -323,198 +342,6 @@ impl Executor {
         Ok(may)
     }
 
-    async fn effect(&self, job: Job, effect: Effect) -> Result<Flow, OperationError> {
-        let (job, fresh) = match job.intent {
-            Some(_) => (job, false),
-            None => match self.intend(&job, effect).await? {
-                Ok(job) => (job, true),
-                Err(flow) => return Ok(flow),
-            },
-        };
-        let Some(intent) = job.intent.filter(|intent| intent.effect == effect) else {
-            return Ok(Flow::Again);
-        };
-        let mut trail = self.trail(&job, intent, fresh);
-        if effect == Effect::Preflight {
-            return self.preflight(&job).await;
-        }
-        let seen = match self.observe(&job, effect, &trail).await {
-            Ok(seen) => seen,
-            Err(error) => return self.unobserved(&job, &error).await,
-        };
-        self.reached(&job).await?;
-        let now = self.parts.clock.now();
-        let flow = match (self.parts.decisions.plan)(effect, &job, &seen, &trail, now) {
-            Plan::Done(outcome) => self.note(&job, Event::Done(outcome)).await?,
-            Plan::Call(call) => {
-                let result = self.make(&job, &seen, &call).await?;
-                if let CallResult::Failed(error) = &result {
-                    tracing::debug!(job = %job.id, effect = %effect.label(), ?call, %error, "a call failed");
-                    if Self::is_about_the_pool(error) {
-                        return self.unobserved(&job, error).await;
-                    }
-                }
-                let task = match &result {
-                    CallResult::Ok { task } if matches!(effect, Effect::Start | Effect::StartPv) => {
-                        task.clone()
-                    }
-                    CallResult::Ok { .. } | CallResult::Failed(_) => None,
-                };
-                trail.calls.push((self.parts.clock.now(), call, result));
-                if let Some(task) = task {
-                    self.apply(&job.id, &Event::TaskKnown(task)).await?;
-                }
-                Flow::Again
-            }
-            Plan::Arm => {
-                let tokens = self.tokens_of(&job);
-                self.note(&job, Event::Done(Outcome::Armed(tokens))).await?
-            }
-            Plan::CloseGate => self.note(&job, Event::GateClosed).await?,
-            Plan::SeenHalted => self.note(&job, Event::SeenHalted).await?,
-            Plan::Wait(at) => Flow::Until(at.max(now + Duration::from_millis(1))),
-            Plan::Fail(reason, detail) => self.note(&job, Event::Failed(reason, detail)).await?,
-            Plan::Park(reason, detail, differences) => {
-                self.note(&job, Event::Parked(reason, detail, differences)).await?
-            }
-        };
-        self.memory().trails.insert(job.id.clone(), (intent, job.attempt, trail));
-        Ok(flow)
-    }
-
-    async fn note(&self, job: &Job, event: Event) -> Result<Flow, OperationError> {
-        self.apply(&job.id, &event).await?;
-        Ok(Flow::Again)
-    }
-
-    /// Stores the intent; a start's intent remembers the domain that was there before.
-    async fn intend(&self, job: &Job, effect: Effect) -> Result<Result<Job, Flow>, OperationError> {
-        let start = if matches!(effect, Effect::Start | Effect::StartPv) {
-            let seen = match self.observe(job, effect, &Trail::default()).await {
-                Ok(seen) => seen,
-                Err(error) => return self.unobserved(job, &error).await.map(Err),
-            };
-            let now = self.parts.clock.now();
-            if seen.is_busy() {
-                return Ok(Err(Flow::Until(now + super::plan::SOON)));
-            }
-            if !seen.is_halted() {
-                let detail = "the VM was started by somebody else before our start".to_owned();
-                let event = match (job.state, effect) {
-                    // As it was: running. Whoever started it did our work.
-                    (State::Undoing, _) => Event::Done(Outcome::StartGivenUp(detail)),
-                    (_, _) => Event::Failed(Reason::StartedBySomeone, detail),
-                };
-                return self.note(job, event).await.map(Err);
-            }
-            let (before, domid_before) = (seen.metrics.start_time, seen.vm.domid);
-            Some(StartRecord {
-                before,
-                domid_before,
-                intended: now,
-                task: None,
-                seen: None,
-                domid: None,
-                at: None,
-            })
-        } else {
-            None
-        };
-        self.apply(&job.id, &Event::Intended(effect, start)).await.map(Ok)
-    }
-
-    fn trail(&self, job: &Job, intent: Intent, fresh: bool) -> Trail {
-        let known = self.memory().trails.remove(&job.id);
-        match known {
-            Some((of, attempt, trail)) if of == intent && attempt == job.attempt => trail,
-            Some(_) | None => Trail { calls: Vec::new(), intended_here: fresh },
-        }
-    }
-
-    async fn preflight(&self, job: &Job) -> Result<Flow, OperationError> {
-        let nonce = (self.parts.nonce)();
-        match self.clear(job, &nonce).await? {
-            Ok(Ok(cleared)) => {
-                self.reached(job).await?;
-                self.note(job, Event::Done(Outcome::Cleared(Box::new(cleared)))).await
-            }
-            Ok(Err((reason, detail))) => self.note(job, Event::Failed(reason, detail)).await,
-            Err(error) => self.unobserved(job, &error).await,
-        }
-    }
-
-    /// The pool is away: the job waits, however long that takes. The VM is gone: that is an end.
-    async fn unobserved(&self, job: &Job, error: &CallError) -> Result<Flow, OperationError> {
-        let gone = error
-            .failure()
-            .is_some_and(|failure| matches!(failure.code.as_str(), "HANDLE_INVALID" | "UUID_INVALID"));
-        if gone {
-            return self.note(job, Event::Failed(Reason::VmGone, error.to_string())).await;
-        }
-        if error.class() == Class::Permanent && error.failure().is_some() && !Self::is_about_the_pool(error) {
-            return self.note(job, Event::Failed(reason_of(error), error.to_string())).await;
-        }
-        let failures = {
-            let mut memory = self.memory();
-            let count = memory.unreachable.entry(job.id.clone()).or_default();
-            *count = count.saturating_add(1);
-            *count
-        };
-        if failures == 1 || job.waiting.is_none() {
-            tracing::warn!(job = %job.id, vm = %job.vm_name, %error, "waiting for the pool");
-            self.apply(&job.id, &Event::Waiting(Some(error.to_string()))).await?;
-        }
-        let pause = super::plan::backoff(usize::try_from(failures).unwrap_or(usize::MAX));
-        Ok(Flow::Until(self.parts.clock.now() + pause))
-    }
-
-    async fn reached(&self, job: &Job) -> Result<(), OperationError> {
-        self.memory().unreachable.remove(&job.id);
-        if job.waiting.is_some() {
-            self.apply(&job.id, &Event::Waiting(None)).await?;
-        }
-        Ok(())
-    }
-
-    async fn look_if_safe(&self, job: &Job) -> Result<Flow, OperationError> {
-        let seen = match self.observe(job, Effect::Disarm, &Trail::default()).await {
-            Ok(seen) => seen,
-            Err(error) => return self.unobserved(job, &error).await,
-        };
-        self.reached(job).await?;
-        let now = self.parts.clock.now();
-        if recovery::safe_again(job, &seen, now) {
-            return self.note(job, Event::SafeAgain).await;
-        }
-        Ok(Flow::Until(now + job.deadlines.poll))
-    }
-
-    /// Six minutes after an end whose writes could not be synced: are they still there?
-    async fn settle(&self, job: &Job) -> Result<Flow, OperationError> {
-        let seen = match self.observe(job, Effect::Release, &Trail::default()).await {
-            Ok(seen) => seen,
-            Err(error) if error.failure().is_some() => return self.note(job, Event::Settled).await,
-            Err(error) => return self.unobserved(job, &error).await,
-        };
-        self.reached(job).await?;
-        self.note(job, Self::settled(job, &seen)).await
-    }
-
-    fn settled(job: &Job, seen: &Observed) -> Event {
-        let Some(claim) = &job.claim else { return Event::Settled };
-        match Claim::find(&seen.vm) {
-            Found::Claim(found) if found.nonce == claim.nonce => {
-                return Event::Unsettled("our claim is back".into());
-            }
-            Found::Claim(_) | Found::Stray(_) | Found::Unreadable(_) => return Event::Settled,
-            Found::Absent => {}
-        }
-        match way_back(&seen.vm, &claim.touched, false) {
-            WayBack::AtTarget | WayBack::Differs(_) => Event::Settled,
-            WayBack::Next(call) => Event::Unsettled(format!("{call:?} is to be done again")),
-        }
-    }
-
     /// Stores what an event makes of a job, and sets the gate from it.
     async fn apply(&self, id: &str, event: &Event) -> Result<Job, OperationError> {
         loop {
@@ -524,12 +351,12 @@ impl Executor {
                 return Ok(next);
             }
             match self.jobs.replace(&stored, &next).await {
-                Ok(_) => {
+                Ok(revision) => {
                     if next.state != stored.job.state {
                         let reason = next.reason.map(Reason::label);
                         tracing::info!(job = id, vm = %next.vm_name, from = %stored.job.state, to = %next.state, reason, "job advanced");
                     }
-                    self.publish(Some(&stored.job), &next);
+                    self.publish(Some(&stored.job), &next, revision);
                     return Ok(next);
                 }
                 // Its own record changed: decide again. The VM's live mark is another job's: an operator's retry fails.

@@ -13,15 +13,26 @@ use crate::{
         step::Channel,
     },
     secret::TokenUse,
+    store::Revision,
 };
 
 impl Executor {
     /// Sets gate, token index and admission from a stored job; wakes those who wait for its slot.
-    pub(super) fn publish(&self, before: Option<&Job>, job: &Job) {
+    /// Commits may be published in another order than they were made: of a newer one, an older one changes nothing.
+    pub(super) fn publish(&self, before: Option<&Job>, job: &Job, revision: Revision) {
         let woken: Vec<String> = {
             let mut memory = self.memory();
+            let newest = memory.published.get(&job.id).is_none_or(|published| *published < revision);
+            if !newest {
+                return;
+            }
+            memory.published.insert(job.id.clone(), revision);
             if job.state.is_terminal() && job.settle_at.is_none() {
                 memory.live.remove(&job.id);
+                memory.starts.remove(&job.id);
+                memory.busy.remove(&job.id);
+                memory.trails.remove(&job.id);
+                memory.unreachable.remove(&job.id);
             } else {
                 memory.live.insert(job.id.clone(), job.clone());
             }
@@ -45,21 +56,22 @@ impl Executor {
                     memory.macs.insert(mac, job.id.clone());
                 }
             }
-            let freed = before.is_some_and(|before| before.slot) && !job.slot;
+            let open = job.gate != GateState::Closed;
+            let concerns = job.mac.is_some()
+                && (open
+                    || before.is_some_and(|before| before.gate != GateState::Closed)
+                    || !job.state.is_terminal());
+            if let Some(mac) = job.mac.filter(|_| concerns) {
+                let armed = open.then(|| Arc::new(self.armed(job, mac)));
+                let machine = Machine { mac, name: job.vm_name.clone(), vm_uuid: job.vm_uuid.clone(), armed };
+                self.parts.gate.update(|table| table.publish(machine));
+            }
+            let stalled = job.waiting.is_some() && before.is_some_and(|before| before.waiting.is_none());
+            let freed = stalled || (before.is_some_and(|before| before.slot) && !job.slot);
             let cap_of = |pool: &str| self.parts.pools.get(pool).map_or(0, |pool| pool.installs);
             let live = freed.then(|| memory.live.values()).into_iter().flatten();
             admission::next(live, cap_of).map(str::to_owned).collect()
         };
-        let open = job.gate != GateState::Closed;
-        let newest = job.mac.is_some()
-            && (open
-                || before.is_some_and(|before| before.gate != GateState::Closed)
-                || !job.state.is_terminal());
-        if let Some(mac) = job.mac.filter(|_| newest) {
-            let armed = open.then(|| Arc::new(self.armed(job, mac)));
-            let machine = Machine { mac, name: job.vm_name.clone(), vm_uuid: job.vm_uuid.clone(), armed };
-            self.parts.gate.update(|table| table.publish(machine));
-        }
         for id in woken {
             self.parts.wakers.wake(&id);
         }

@@ -322,7 +322,7 @@ impl Site {
             }
         }
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(copy.path().join(app::DATABASE)).unwrap());
-        Jobs::new(store).all().await.unwrap().into_iter().map(|stored| stored.job).collect()
+        Jobs::new(store).all().await.unwrap().into_iter().map(|stored| stored.unwrap().job).collect()
     }
 }
 
