@@ -107,8 +107,6 @@ pub enum Event {
     Parked(Reason, String, Vec<Difference>),
     /// What a person was needed for is no longer so.
     SafeAgain,
-    /// The gate is to be closed (E10).
-    GateClosed,
     /// Halted was seen in E9.
     SeenHalted,
     /// A sign of the guest.
@@ -135,7 +133,7 @@ pub enum Event {
 
 impl Event {
     /// Every label.
-    pub const LABELS: [&'static str; 20] = [
+    pub const LABELS: [&'static str; 19] = [
         "admitted",
         "intended",
         "task-known",
@@ -144,7 +142,6 @@ impl Event {
         "outdated",
         "parked",
         "safe-again",
-        "gate-closed",
         "seen-halted",
         "sign",
         "answer-fetched",
@@ -169,7 +166,6 @@ impl Event {
             Self::Outdated => "outdated",
             Self::Parked(..) => "parked",
             Self::SafeAgain => "safe-again",
-            Self::GateClosed => "gate-closed",
             Self::SeenHalted => "seen-halted",
             Self::Sign(_) => "sign",
             Self::AnswerFetched => "answer-fetched",

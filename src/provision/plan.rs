@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, time::Duration};
 use super::{
     claim::{CLAIM_KEY, Claim, Found, INSTALLED_KEY},
     completion,
-    job::{Difference, Effect, Evidence, GateState, Job, Resolution, State},
+    job::{Difference, Effect, Evidence, Job, Resolution, State},
     reason::Reason,
     recovery,
     settings::{self, Field},
@@ -196,8 +196,6 @@ pub enum Plan {
     Call(Call),
     /// Derive the attempt's tokens and store them (E7).
     Arm,
-    /// Store that the gate is closed, and close it (E10).
-    CloseGate,
     /// Store that Halted was seen (E9).
     SeenHalted,
     /// E0's verdict is too old to build on: look at everything anew.
@@ -246,7 +244,6 @@ fn needs_claim(effect: Effect, job: &Job) -> bool {
     let waived = job.resolution.is_some();
     match effect {
         Effect::Preflight | Effect::Claim | Effect::Release => false,
-        Effect::Disarm if job.gate != GateState::Closed => false, // the gate closes whatever became of the claim
         Effect::Sync
         | Effect::Stop
         | Effect::Actions

@@ -3,7 +3,7 @@
 
 use super::{
     claim::Found,
-    job::{GateState, Job, Resolution, StartRecord, State},
+    job::{Job, Resolution, StartRecord, State},
     plan::{
         Call, Observed, Plan, SOON, TaskState, Trail, cannot_stop, describe, give_up, holds_claim,
         runs_as_pv, shut_down, sync, while_busy,
@@ -24,11 +24,8 @@ const STOP_LIMIT: std::time::Duration = std::time::Duration::from_secs(120);
 /// How often a job that waits for a person tries a refused call again by itself.
 const TRY_AGAIN: std::time::Duration = std::time::Duration::from_secs(1800);
 
-/// E10.
+/// E10. The gate was closed with the decision that led here.
 pub fn disarm(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
-    if job.gate != GateState::Closed {
-        return Plan::CloseGate;
-    }
     if seen.vm.power_state == PowerState::Halted {
         return halted(job, seen, trail, now);
     }

@@ -59,7 +59,6 @@ fn queued(job: &mut Job, event: &Event, now: Timestamp) {
         | Event::Outdated
         | Event::Parked(..)
         | Event::SafeAgain
-        | Event::GateClosed
         | Event::SeenHalted
         | Event::Retry
         | Event::Resolve(_)
@@ -90,7 +89,6 @@ fn ahead(job: &mut Job, event: &Event, now: Timestamp) {
         Event::Booted(_)
         | Event::Admitted
         | Event::SafeAgain
-        | Event::GateClosed
         | Event::Retry
         | Event::Resolve(_)
         | Event::Settled
@@ -107,7 +105,6 @@ fn after(job: &mut Job, event: &Event, now: Timestamp) {
         Event::Failed(reason, detail) => undo(job, State::Failed, *reason, detail, now),
         Event::Parked(reason, detail, differences) => park(job, *reason, detail, differences, now),
         Event::Cancel => undo(job, State::Cancelled, Reason::CancelledByOperator, "on request", now),
-        Event::GateClosed => job.gate = GateState::Closed,
         Event::Sign(sign) => sign_seen(job, *sign, now),
         Event::Report(stage) => late(job, &stage.name, now),
         Event::Booted(stage) => booted(job, stage, now),
@@ -134,7 +131,6 @@ fn undoing(job: &mut Job, event: &Event, now: Timestamp) {
         }
         Event::Failed(reason, detail) => park(job, *reason, detail, &[], now),
         Event::Parked(reason, detail, differences) => park(job, *reason, detail, differences, now),
-        Event::GateClosed => job.gate = GateState::Closed,
         Event::Report(stage) => late(job, &stage.name, now),
         Event::Waiting(why) => job.waiting.clone_from(why),
         Event::Cancel if job.options.keep_hvm_seconds.is_some() => {
@@ -190,7 +186,6 @@ fn parked(job: &mut Job, event: &Event, now: Timestamp) {
         | Event::Failed(..)
         | Event::Outdated
         | Event::Parked(..)
-        | Event::GateClosed
         | Event::SeenHalted
         | Event::Sign(_)
         | Event::AnswerFetched
@@ -229,7 +224,6 @@ fn ended(job: &mut Job, event: &Event, now: Timestamp) {
         | Event::Outdated
         | Event::Parked(..)
         | Event::SafeAgain
-        | Event::GateClosed
         | Event::SeenHalted
         | Event::Sign(_)
         | Event::AnswerFetched

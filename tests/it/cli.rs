@@ -392,7 +392,9 @@ async fn restore_goes_through_the_server_that_answers() {
     site.serve().await;
     site.run(&["deploy", "web", "-p", "ext"]).await.ended(0);
     site.until("web", "runs as HVM", |vm| vm.hvm_starts == 1).await;
-    site.run(&["restore", "web"]).await.ended(0).says("by its server");
+    site.run(&["restore", "web"]).await.ended(3).says("say --stop");
+    assert_eq!(site.truth("web").power_state, "Running");
+    site.run(&["restore", "web", "--stop"]).await.ended(0).says("by its server");
     site.is_back("web");
     site.run(&["jobs", "show", "web"]).await.ended(0).says("Cancelled");
 }

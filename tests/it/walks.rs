@@ -179,7 +179,7 @@ fn meddle(world: &mut World, rng: &mut Rng) {
             let order = [("order".to_owned(), "dc".to_owned())].into();
             world.person(&job.vm_uuid, &PersonAct::SetBootParams(order));
         }
-        16 if job.settle_at.is_some() => {
+        16 | 18..=45 if job.settle_at.is_some() => {
             // The coordinator forgets what it had not written.
             world.with(|pool, ledger, _, _| {
                 ledger.tainted.insert(job.vm_uuid.clone());
@@ -416,12 +416,14 @@ fn restore_while_running(effect: Effect, job: &Job, seen: &Observed, trail: &Tra
     plan(effect, job, &seen, trail, now)
 }
 
-fn disarm_after_restore(effect: Effect, job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
-    let mut job = job.clone();
-    if effect == Effect::Disarm {
-        job.gate = GateState::Closed;
+fn disarm_after_restore(job: &Job, event: &Event, now: Timestamp) -> Job {
+    let mut next = step(job, event, now);
+    if matches!(next.cursor, Some(Effect::Disarm | Effect::Restore)) {
+        next.gate = job.gate;
+    } else if job.cursor == Some(Effect::Restore) {
+        next.gate = GateState::Closed;
     }
-    plan(effect, &job, seen, trail, now)
+    next
 }
 
 fn late_report_accepted(job: &Job, event: &Event, now: Timestamp) -> Job {
@@ -515,7 +517,7 @@ fn mutant_restore_while_running_is_caught() {
 
 #[test]
 fn mutant_disarm_after_restore_is_caught() {
-    check_mutant("disarm after restore", disarm_after_restore, step, &["I13"]);
+    check_mutant("disarm after restore", plan, disarm_after_restore, &["I13"]);
 }
 
 /// The installer died, the job is undone, and then its `done` comes after all.

@@ -85,7 +85,7 @@ pub async fn restore(
                 }
                 Plan::Park(_, detail, _) | Plan::Fail(_, detail) => return Err(detail),
                 Plan::Wait(at) => pause(at).await,
-                Plan::Done(_) | Plan::Arm | Plan::CloseGate | Plan::SeenHalted | Plan::LookAgain => {
+                Plan::Done(_) | Plan::Arm | Plan::SeenHalted | Plan::LookAgain => {
                     return Ok(());
                 }
             },

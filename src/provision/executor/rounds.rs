@@ -76,7 +76,6 @@ impl Executor {
                 let tokens = self.tokens_of(job);
                 self.note(job, Event::Done(Outcome::Armed(tokens))).await?
             }
-            Plan::CloseGate => self.note(job, Event::GateClosed).await?,
             Plan::SeenHalted => self.note(job, Event::SeenHalted).await?,
             Plan::LookAgain => self.note(job, Event::Outdated).await?,
             Plan::Wait(at) => Flow::Until(at.max(now + Duration::from_millis(1))),
@@ -184,7 +183,6 @@ impl Executor {
             Plan::Done(_)
             | Plan::Call(_)
             | Plan::Arm
-            | Plan::CloseGate
             | Plan::SeenHalted
             | Plan::LookAgain
             | Plan::Wait(_) => Ok(Flow::Until(now + SOON)),
