@@ -154,6 +154,7 @@ fn routes(desk: Arc<Desk>) -> Router {
         .route("/v1/jobs", get(jobs).post(deploy))
         .route("/v1/jobs/{id}", get(job))
         .route("/v1/jobs/{id}/cancel", post(cancel))
+        .route("/v1/jobs/{id}/finish", post(finish))
         .route("/v1/jobs/{id}/retry", post(retry))
         .route("/v1/jobs/{id}/resolve", post(resolve))
         .route("/v1/plan", post(plan))
@@ -203,6 +204,14 @@ async fn cancel(
     UrlPath(id): UrlPath<String>,
 ) -> Result<Response, DeskError> {
     operate(&desk, peer, &id, Event::Cancel).await
+}
+
+async fn finish(
+    State(desk): At,
+    ConnectInfo(peer): From,
+    UrlPath(id): UrlPath<String>,
+) -> Result<Response, DeskError> {
+    operate(&desk, peer, &id, Event::Finish).await
 }
 
 async fn retry(

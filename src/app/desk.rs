@@ -19,11 +19,11 @@ use crate::{
         render::{Templates, Urls},
     },
     clock::Clock,
-    config::Config,
+    config::{Config, ProfileKind},
     provision::{
         Event,
         executor::{Executor, OperationError},
-        job::{NewJob, Options},
+        job::{Batch, NewJob, Options},
         reason::Reason,
     },
     xen::{CallError, api::Api, records::VmRecord},
@@ -136,7 +136,13 @@ impl Desk {
             // A mistyped name: better none than some.
             return Ok(OrderAnswer { vms: Vec::new(), unresolved, pools_away });
         }
-        let batch = order.max_parallel.map(|cap| (new_id(), cap.max(1)));
+        let heeds = order.max_parallel.or(order.first).or(order.stop_after).is_some();
+        let batch = heeds.then(|| Batch {
+            id: new_id(),
+            at_once: order.max_parallel.map(|most| most.max(1)),
+            first: order.first,
+            stop_after: order.stop_after,
+        });
         let asked = Asked { order, asked_by, batch, deed };
         let lines = stream::iter(chosen).map(|vm| self.line(vm, &asked)).buffered(AT_ONCE);
         Ok(OrderAnswer { vms: lines.collect().await, unresolved, pools_away })
@@ -190,6 +196,7 @@ impl Desk {
                 let detail = if cleared.running { "it runs, and is shut down first" } else { "" };
                 OrderLine {
                     outcome: Outcome::Ready,
+                    running: cleared.running,
                     erases,
                     disks: preview.disks,
                     detail: detail.to_owned(),
@@ -210,6 +217,9 @@ impl Desk {
     fn new_job(&self, vm: &Candidate, asked: &Asked<'_>) -> Result<NewJob, PreviewError> {
         let order = asked.order;
         let profile = profile_for(&self.config, order.profile.as_deref(), &vm.uuid, &vm.name)?.clone();
+        if order.rescue && profile.kind != ProfileKind::Rescue {
+            return Err(PreviewError::NoRescue(profile.name));
+        }
         let machine = machine_config(&self.config, &vm.uuid, &vm.name);
         Ok(NewJob {
             id: new_id(),
@@ -222,6 +232,7 @@ impl Desk {
             options: Options {
                 reinstall: order.reinstall,
                 keep_hvm_seconds: order.keep_hvm_seconds,
+                stay_hvm: order.stay_hvm,
                 disk: machine.and_then(|machine| machine.disk.clone()),
                 mac: machine.and_then(|machine| machine.mac),
                 batch: asked.batch.clone(),
@@ -318,7 +329,7 @@ enum Deed {
 struct Asked<'a> {
     order: &'a Order,
     asked_by: &'a str,
-    batch: Option<(String, u32)>,
+    batch: Option<Batch>,
     deed: Deed,
 }
 
@@ -333,6 +344,7 @@ fn blank(vm: &Candidate) -> OrderLine {
         reason: None,
         detail: String::new(),
         remedy: None,
+        running: false,
         erases: None,
         disks: Vec::new(),
     }

@@ -20,6 +20,18 @@ pub struct Order {
     /// At most this many of them at once.
     #[serde(default)]
     pub max_parallel: Option<u32>,
+    /// So many of them go first; the others begin when these have succeeded.
+    #[serde(default)]
+    pub first: Option<u32>,
+    /// After so many failures no more begin.
+    #[serde(default)]
+    pub stop_after: Option<u32>,
+    /// Install, and leave the VMs HVM, booting from their disks.
+    #[serde(default)]
+    pub stay_hvm: bool,
+    /// Recovery mode: the profile must be a rescue, and nothing is erased.
+    #[serde(default)]
+    pub rescue: bool,
     /// Hold a failed VM in HVM boot for debugging, at most this many seconds.
     #[serde(default)]
     pub keep_hvm_seconds: Option<u64>,
@@ -78,6 +90,9 @@ pub struct OrderLine {
     pub detail: String,
     /// What to do about it.
     pub remedy: Option<String>,
+    /// It runs, and would be shut down first.
+    #[serde(default)]
+    pub running: bool,
     /// The disk that is erased, in words.
     pub erases: Option<String>,
     /// All its disks, in words.

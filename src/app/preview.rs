@@ -41,6 +41,9 @@ pub enum PreviewError {
     /// The profile has no answer file.
     #[error("profile `{0}` has no answer file")]
     NoAnswer(String),
+    /// An installation was asked for as a rescue.
+    #[error("profile `{0}` installs, and erases a disk; name one with kind = \"rescue\"")]
+    NoRescue(String),
     /// The boot HTTP listener is off.
     #[error("the boot HTTP listener is off, so nothing is served; add [http]")]
     NoHttp,

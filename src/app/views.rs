@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     clock::{Timestamp, seconds},
+    config::ProfileKind,
     provision::{
         job::{Difference, Evidence, Job, State},
         reason::Reason,
@@ -187,6 +188,9 @@ pub fn next_step(job: &Job) -> String {
         | State::Starting
         | State::Verifying => match &job.waiting {
             Some(_) => "Mend the way to the pool; the job goes on by itself.".to_owned(),
+            None if job.profile.kind == ProfileKind::Rescue => {
+                format!("Shut the VM down when the rescue is over, or say `bootflip jobs finish {id}`.")
+            }
             None => format!("Nothing; `bootflip jobs cancel {id}` ends it and puts the VM back."),
         },
         State::Undoing => "Nothing: the VM is being put back.".to_owned(),
@@ -197,7 +201,7 @@ pub fn next_step(job: &Job) -> String {
             Evidence::Weak if !job.profile.accept_weak => {
                 "Look at the VM: the sign of life could have come from the old system too.".to_owned()
             }
-            Evidence::None | Evidence::Weak | Evidence::Pv => "Nothing: done.".to_owned(),
+            Evidence::None | Evidence::Weak | Evidence::Pv | Evidence::Hvm => "Nothing: done.".to_owned(),
         },
         State::Failed | State::Cancelled => format!("{remedy} Then `bootflip jobs retry {id}`."),
     }

@@ -19,41 +19,54 @@ use crate::app::{
 };
 
 /// Arguments of `deploy`.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(super) struct DeployArgs {
     /// Which VMs.
     #[arg(required = true, value_name = "SELECTOR")]
-    selectors: Vec<String>,
+    pub(super) selectors: Vec<String>,
     /// What to install; default: the profile in each machine's section.
     #[arg(short, long, value_name = "NAME")]
-    profile: Option<String>,
+    pub(super) profile: Option<String>,
     /// Show what would happen, and which disk of each VM would be erased; change nothing.
     #[arg(long)]
-    plan: bool,
+    pub(super) plan: bool,
     /// Wait until all jobs have ended; the exit code is the worst outcome's.
     #[arg(long)]
-    wait: bool,
+    pub(super) wait: bool,
     /// Erase VMs too that have run before.
     #[arg(long)]
     reinstall: bool,
     /// Do not ask.
     #[arg(short, long)]
-    yes: bool,
+    pub(super) yes: bool,
     /// At most this many of these VMs at once.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_parallel: Option<u32>,
+    /// Canaries: this many of these VMs first, and the others once they have succeeded. One that fails ends the order.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    first: Option<u32>,
+    /// Begin no more of these VMs after so many have failed.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    stop_after: Option<u32>,
+    /// Leave the VMs HVM, booting from their disks: for pools that cannot start PV guests.
+    #[arg(long)]
+    stay_hvm: bool,
     /// What becomes of a VM whose installation failed.
     #[arg(long, value_enum, default_value_t = OnFailure::Undo)]
     on_failure: OnFailure,
     /// Print one JSON document.
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
+    /// The command is `rescue`.
+    #[arg(skip)]
+    pub(super) rescue: bool,
 }
 
 /// What `--on-failure` takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum OnFailure {
     /// It is stopped and put back at once.
+    #[default]
     Undo,
     /// It stays up in HVM boot for an hour, to look at; then it is put back.
     KeepHvm,
@@ -79,6 +92,10 @@ pub(super) async fn run(args: &DeployArgs, config: &Path) -> Answer {
         profile: args.profile.clone(),
         reinstall: args.reinstall,
         max_parallel: args.max_parallel,
+        first: args.first,
+        stop_after: args.stop_after,
+        stay_hvm: args.stay_hvm,
+        rescue: args.rescue,
         keep_hvm_seconds: (args.on_failure == OnFailure::KeepHvm).then_some(KEEP_HVM_SECONDS),
         planned: false,
     };
@@ -98,7 +115,7 @@ pub(super) async fn run(args: &DeployArgs, config: &Path) -> Answer {
         let (no, wanted): (Vec<OrderLine>, Vec<OrderLine>) =
             plan.vms.into_iter().partition(|line| line.outcome == Outcome::Refused);
         refused = no;
-        ask(&wanted)?;
+        ask(&wanted, args.rescue)?;
         // Those that were shown with their disks, and no others.
         order.selectors = wanted.iter().map(|line| format!("uuid={}", line.vm_uuid)).collect();
     }
@@ -230,9 +247,10 @@ fn question(vms: usize, terminal: bool) -> Question {
     }
 }
 
-/// Asks the person at the terminal.
-fn ask(wanted: &[OrderLine]) -> Result<(), Stop> {
-    let erased = wanted.iter().filter(|line| line.outcome != Outcome::Existing).count();
+/// Asks the person at the terminal: an installation erases, a rescue shuts down what runs.
+fn ask(wanted: &[OrderLine], rescue: bool) -> Result<(), Stop> {
+    let hit = |line: &&OrderLine| line.outcome != Outcome::Existing && (!rescue || line.running);
+    let erased = wanted.iter().filter(hit).count();
     let answered = |prompt: &str| {
         note(prompt);
         let mut line = String::new();
@@ -240,6 +258,13 @@ fn ask(wanted: &[OrderLine]) -> Result<(), Stop> {
         if read.is_ok() { line.trim().to_owned() } else { String::new() }
     };
     let agreed = match question(erased, io::stdin().is_terminal() && io::stderr().is_terminal()) {
+        Question::Yes if rescue => {
+            answered("Shut this VM down and boot the rescue system? [yes/no]").eq_ignore_ascii_case("yes")
+        }
+        Question::None if rescue && erased > 0 => {
+            let text = "the VM runs and would be shut down, and nobody can be asked here; say --yes";
+            return Err(Stop::new(Ended::Usage, text));
+        }
         Question::None => true,
         Question::Yes => answered("Erase this disk and install? [yes/no]").eq_ignore_ascii_case("yes"),
         Question::Number(vms) => {

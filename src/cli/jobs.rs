@@ -31,6 +31,8 @@ pub(super) enum JobsCommand {
     Watch,
     /// End a job and put its VM back.
     Cancel(OneArgs),
+    /// End a rescue: the VM is stopped and put back.
+    Finish(OneArgs),
     /// Another attempt for a job that failed or was cancelled.
     Retry(OneArgs),
     /// Settle a job that waits for an operator.
@@ -101,6 +103,7 @@ pub(super) async fn run(command: &JobsCommand, config: &Path) -> Answer {
         JobsCommand::Show(args) => show(&link, args).await,
         JobsCommand::Watch => watch(&link).await,
         JobsCommand::Cancel(args) => operate(&link, args, "cancel", &serde_json::json!({})).await,
+        JobsCommand::Finish(args) => operate(&link, args, "finish", &serde_json::json!({})).await,
         JobsCommand::Retry(args) => operate(&link, args, "retry", &serde_json::json!({})).await,
         JobsCommand::Resolve(args) => {
             let order = ResolveOrder { resolution: args.how.resolution() };

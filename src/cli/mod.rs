@@ -10,6 +10,7 @@ pub mod lab;
 mod link;
 mod progress;
 mod render;
+mod rescue;
 mod restore;
 mod selectors;
 mod serve;
@@ -53,6 +54,8 @@ enum Command {
     Vm(vm::VmCommand),
     /// Install VMs. What stands on their boot disks is erased.
     Deploy(deploy::DeployArgs),
+    /// Recovery mode: boot a rescue system over the network once, then put the VM back. Erases nothing.
+    Rescue(rescue::RescueArgs),
     /// Look at jobs, and operate them.
     #[command(subcommand)]
     Jobs(jobs::JobsCommand),
@@ -166,6 +169,7 @@ async fn run(cli: Cli) -> Answer {
         Command::Check(args) => check::run(&args, &config).await,
         Command::Vm(command) => vm::run(&command, &config).await,
         Command::Deploy(args) => deploy::run(&args, &config).await,
+        Command::Rescue(args) => rescue::run(args, &config).await,
         Command::Jobs(command) => jobs::run(&command, &config).await,
         Command::Restore(args) => restore::run(&args, &config).await,
         Command::Render(args) => render::run(&args, &config).await,

@@ -78,7 +78,11 @@ fn running(job: &Job, start: &StartRecord, seen: &Observed, now: Timestamp) -> P
         );
     }
     if job.profile.kind == ProfileKind::Rescue {
-        return Plan::Wait(now + job.deadlines.poll);
+        // E10 stops it.
+        return match job.finished {
+            true => Plan::Done(Outcome::Completed),
+            false => Plan::Wait(now + job.deadlines.poll),
+        };
     }
     let begun = start.at.unwrap_or(start.intended);
     let mut next = now + job.deadlines.poll;

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
+    claim::Claim,
     job::{Difference, Effect, Evidence, Resolution, StageMark, StartRecord, Tokens},
     preflight::Cleared,
     reason::Reason,
@@ -121,19 +122,21 @@ pub enum Event {
     Waiting(Option<String>),
     /// An operator wants it to end.
     Cancel,
+    /// An operator says that a rescue is over.
+    Finish,
     /// An operator wants another attempt.
     Retry,
     /// An operator settled it.
     Resolve(Resolution),
     /// A settle check found the VM as it should be.
     Settled,
-    /// A settle check found a lost write.
-    Unsettled(String),
+    /// A settle check found a claim of this job's: the coordinator came back with an older database.
+    Unsettled(Box<Claim>),
 }
 
 impl Event {
     /// Every label.
-    pub const LABELS: [&'static str; 19] = [
+    pub const LABELS: [&'static str; 20] = [
         "admitted",
         "intended",
         "task-known",
@@ -149,6 +152,7 @@ impl Event {
         "booted",
         "waiting",
         "cancel",
+        "finish",
         "retry",
         "resolve",
         "settled",
@@ -173,6 +177,7 @@ impl Event {
             Self::Booted(_) => "booted",
             Self::Waiting(_) => "waiting",
             Self::Cancel => "cancel",
+            Self::Finish => "finish",
             Self::Retry => "retry",
             Self::Resolve(_) => "resolve",
             Self::Settled => "settled",

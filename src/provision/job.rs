@@ -4,11 +4,11 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
-use super::{claim::Claim, reason::Reason};
+use super::{claim::Claim, reason::Reason, settings::Aim};
 use crate::{
     boot::sink::Sign,
     clock::Timestamp,
-    config::{Deadlines, Profile},
+    config::{Deadlines, Profile, ProfileKind},
     machine::MacAddr,
     secret::TokenHash,
 };
@@ -161,8 +161,24 @@ pub struct Options {
     pub disk: Option<String>,
     /// The NIC that boots, when the VM has several.
     pub mac: Option<MacAddr>,
-    /// `--max-parallel`: this many jobs of the same batch at once.
-    pub batch: Option<(String, u32)>,
+    /// Install, and leave the VM HVM, booting from its disk.
+    #[serde(default)]
+    pub stay_hvm: bool,
+    /// The order that the job came with, when its jobs heed each other.
+    pub batch: Option<Batch>,
+}
+
+/// What the jobs of one order agree on (`deploy --max-parallel --first --stop-after`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Batch {
+    /// The same for all of them, and for no other's.
+    pub id: String,
+    /// So many at once.
+    pub at_once: Option<u32>,
+    /// So many go first; the others begin when these have succeeded.
+    pub first: Option<u32>,
+    /// After so many failures no more begin.
+    pub stop_after: Option<u32>,
 }
 
 /// The intent of the effect that the job is at; durable before the effect's first call (I8).
@@ -292,6 +308,8 @@ pub enum Evidence {
     Weak,
     /// The domain is PV and the new system reported with its own token.
     Pv,
+    /// The same of a VM that stays HVM on request.
+    Hvm,
 }
 
 /// One unattended run on one VM.
@@ -378,6 +396,9 @@ pub struct Job {
     pub halted_at: Option<Timestamp>,
     /// When `booted` was reported.
     pub booted_at: Option<Timestamp>,
+    /// An operator said that the rescue is over.
+    #[serde(default)]
+    pub finished: bool,
     /// The verdict of E13.
     pub evidence: Evidence,
 
@@ -461,6 +482,7 @@ impl Job {
             done_at: None,
             halted_at: None,
             booted_at: None,
+            finished: false,
             evidence: Evidence::None,
             ending: None,
             differences: Vec::new(),
@@ -512,6 +534,7 @@ impl Job {
         self.done_at = None;
         self.halted_at = None;
         self.booted_at = None;
+        self.finished = false;
         self.evidence = Evidence::None;
         self.ending = None;
         self.differences.clear();
@@ -521,6 +544,19 @@ impl Job {
     /// A VM that was off when E0 looked has run since: it may hold what nobody agreed to erase.
     pub fn has_run_since(&self, start_time: &str) -> bool {
         !self.was_running && self.cleared_start.as_deref().is_some_and(|then| then != start_time)
+    }
+
+    /// What its settings are to be once the guest of E8 is gone. From the PV start on, the new system is what the VM
+    /// has, however the job ends.
+    pub fn aim(&self) -> Aim {
+        let ran = |start: &Option<StartRecord>| start.as_ref().is_some_and(|start| start.seen.is_some());
+        let ahead = matches!(self.state, State::Restoring | State::Starting | State::Verifying);
+        let installed = ahead || (ran(&self.start) && ran(&self.pv_start));
+        match self.profile.kind {
+            ProfileKind::Install if installed && self.options.stay_hvm => Aim::InstalledHvm,
+            ProfileKind::Install if installed => Aim::Installed,
+            ProfileKind::Install | ProfileKind::Rescue => Aim::AsBefore,
+        }
     }
 
     /// The nonce of its claim.

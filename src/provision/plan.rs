@@ -12,7 +12,7 @@ use super::{
     job::{Difference, Effect, Evidence, Job, Resolution, State},
     reason::Reason,
     recovery,
-    settings::{self, Field},
+    settings::{self, Aim, Field},
     starting,
     step::Outcome,
 };
@@ -490,14 +490,14 @@ pub fn describe(difference: &Difference) -> String {
     )
 }
 
-/// The running domain is of a paravirtual type, by the newest field that the pool has.
-pub fn runs_as_pv(seen: &Observed) -> bool {
-    match (&seen.metrics.current_domain_type, seen.metrics.hvm) {
-        (Some(kind), _) if kind != "unspecified" => kind != "hvm",
-        (_, Some(hvm)) => !hvm,
+/// The running domain is of the type that the job leaves the VM with, by the newest field that the pool has.
+pub fn runs_as_asked(job: &Job, seen: &Observed) -> bool {
+    let hvm = match (&seen.metrics.current_domain_type, seen.metrics.hvm) {
+        (Some(kind), _) if kind != "unspecified" => Some(kind == "hvm"),
         // Old pools tell neither: our own start, with the policy read back before it.
-        (_, None) => true,
-    }
+        (_, hvm) => hvm,
+    };
+    hvm.is_none_or(|hvm| hvm == (job.aim() == Aim::InstalledHvm))
 }
 
 /// E13.
@@ -506,9 +506,10 @@ fn evidence(job: &Job, seen: &Observed, now: Timestamp) -> Plan {
         return Plan::Done(Outcome::EvidenceSeen(Evidence::None));
     }
     let since = job.pv_start.as_ref().and_then(|start| start.at).unwrap_or(job.created);
-    let pv = runs_as_pv(seen);
-    if pv && job.booted_at.is_some() {
-        return Plan::Done(Outcome::EvidenceSeen(Evidence::Pv));
+    let right = runs_as_asked(job, seen);
+    if right && job.booted_at.is_some() {
+        let strong = if job.options.stay_hvm { Evidence::Hvm } else { Evidence::Pv };
+        return Plan::Done(Outcome::EvidenceSeen(strong));
     }
     let runs = seen.vm.power_state == PowerState::Running;
     let weak = match job.profile.evidence {
@@ -518,7 +519,7 @@ fn evidence(job: &Job, seen: &Observed, now: Timestamp) -> Plan {
         EvidenceKind::None => true,
     };
     let deadline = since + job.deadlines.evidence;
-    if pv && runs && weak {
+    if right && runs && weak {
         return Plan::Done(Outcome::EvidenceSeen(Evidence::Weak));
     }
     if now >= deadline {

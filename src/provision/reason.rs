@@ -58,6 +58,7 @@ reasons! {
     RightsMissing "rights-missing" Refused "Give the account the role vm-admin (pool-operator to sync the database)."
     ClaimedByOther "claimed-by-other" Refused "Another bootflip server, or another job, owns this VM; see the claim in `vm show`."
     Busy "busy" Refused "The VM is paused, suspended or busy with another operation; try again when it is not."
+    WaveStopped "wave-stopped" Refused "Others of the same order failed (--first, --stop-after): see why, then `jobs retry`, or deploy anew."
     VmGone "vm-gone" Ran "The VM was deleted from the pool; nothing is left to do."
     NoDhcp "no-dhcp" Ran "No DHCP packet of this MAC arrived: check the VIF's network, VLAN and our DHCP interface."
     NoKernel "no-kernel" Ran "The VM got an address and never fetched a kernel: see which file it asked for, and try it with curl."

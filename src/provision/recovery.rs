@@ -6,14 +6,14 @@ use super::{
     job::{Job, Resolution, StartRecord, State},
     plan::{
         Call, Observed, Plan, SOON, TaskState, Trail, cannot_stop, describe, give_up, holds_claim,
-        runs_as_pv, shut_down, sync, while_busy,
+        runs_as_asked, shut_down, sync, while_busy,
     },
     reason::Reason,
     settings::{self, Aim, WayBack},
     starting::METRICS_LAG,
     step::Outcome,
 };
-use crate::{clock::Timestamp, config::ProfileKind, xen::records::PowerState};
+use crate::{clock::Timestamp, xen::records::PowerState};
 
 /// How long a start may stay in flight unseen, after the intent or the call.
 const START_IN_FLIGHT: std::time::Duration = std::time::Duration::from_secs(5);
@@ -65,7 +65,7 @@ fn is_half_started(job: &Job, seen: &Observed) -> bool {
 fn is_our_pv(job: &Job, seen: &Observed) -> bool {
     seen.vm.power_state == PowerState::Running
         && seen.vm.domain_type.is_some()
-        && runs_as_pv(seen)
+        && runs_as_asked(job, seen)
         && job
             .pv_start
             .as_ref()
@@ -123,7 +123,7 @@ fn held_until(job: &Job) -> Option<Timestamp> {
 /// Every touched setting equals its target.
 pub fn is_at_target(job: &Job, seen: &Observed) -> bool {
     match &job.claim {
-        Some(claim) => settings::is_as_before(&seen.vm, &claim.touched),
+        Some(claim) => settings::way_back(&seen.vm, &claim.touched, job.aim(), false) == WayBack::AtTarget,
         None => true,
     }
 }
@@ -132,9 +132,7 @@ pub fn is_at_target(job: &Job, seen: &Observed) -> bool {
 pub fn restore(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
     let Some(claim) = &job.claim else { return Plan::Done(Outcome::Restored { durable: true }) };
     let force = job.resolution == Some(Resolution::Restore);
-    let installed = job.state == State::Restoring && job.profile.kind == ProfileKind::Install;
-    let aim = if installed { Aim::Installed } else { Aim::AsBefore };
-    let next = match settings::way_back(&seen.vm, &claim.touched, aim, force) {
+    let next = match settings::way_back(&seen.vm, &claim.touched, job.aim(), force) {
         WayBack::Next(call) => call,
         WayBack::Differs(_) if job.resolution == Some(Resolution::Accept) => return synced(trail, now),
         WayBack::Differs(differences) => {
@@ -196,7 +194,7 @@ pub fn safe_again(job: &Job, seen: &Observed, now: Timestamp) -> bool {
     match job.reason {
         Some(Reason::StartedBySomeone | Reason::Busy) => seen.is_halted() && !seen.is_busy(),
         Some(Reason::SettingsChanged) => job.claim.as_ref().is_none_or(|claim| {
-            !matches!(settings::way_back(&seen.vm, &claim.touched, Aim::AsBefore, false), WayBack::Differs(_))
+            !matches!(settings::way_back(&seen.vm, &claim.touched, job.aim(), false), WayBack::Differs(_))
         }),
         Some(Reason::ClaimLost) => holds_claim(job, seen) || is_at_target(job, seen),
         Some(_) | None => now >= parked_at + TRY_AGAIN,

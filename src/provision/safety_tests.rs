@@ -304,7 +304,8 @@ fn a_settle_check_that_finds_our_claim_again_leaves_the_way_back_to_the_claim() 
     job.cursor = None;
     job.start = Some(start(1, Some("t1")));
     job.pv_start = Some(start(5, Some("t2")));
-    let mut job = step(&job, &Event::Unsettled("our claim is back".into()), at(DAY));
+    let claim = Box::new(job.claim.clone().unwrap());
+    let mut job = step(&job, &Event::Unsettled(claim), at(DAY));
     assert_eq!((job.state, job.resolution), (State::Undoing, None));
     job.intent = Some(Intent { effect: Effect::Disarm, at: at(DAY) });
     let mut flipped = seen;

@@ -177,7 +177,24 @@ pub enum Aim {
     AsBefore,
     /// After an installation: the same, but for the declared change, eliloader to pygrub.
     Installed,
+    /// After an installation with `--stay-hvm`: HVM, booting from the disk; all else as it was saved.
+    InstalledHvm,
 }
+
+impl Aim {
+    /// The value that a successful installation leaves there, where that is not the saved one.
+    fn change(self, field: &Field, entry: &Touched) -> Option<String> {
+        match (self, field) {
+            (Self::Installed, Field::PvBootloader)
+            | (Self::InstalledHvm, Field::DomainType | Field::HvmBootPolicy) => entry.written.clone(),
+            (Self::InstalledHvm, Field::BootParam(key)) if key == "order" => Some(DISK_FIRST.to_owned()),
+            (Self::AsBefore | Self::Installed | Self::InstalledHvm, _) => None,
+        }
+    }
+}
+
+/// `HVM_boot_params:order` of a VM that stays HVM.
+const DISK_FIRST: &str = "c";
 
 /// The value that a restore aims at. A saved `unspecified` cannot be written (XenAPI refuses it): it comes back as
 /// the type that the saved policy gives, which is PV, since only PV guests are flipped.
@@ -204,13 +221,14 @@ pub fn way_back(vm: &VmRecord, touched: &BTreeMap<Field, Touched>, aim: Aim, for
     let mut differences = Vec::new();
     for (field, entry) in touched {
         let now = field.read(vm);
-        let changes = aim == Aim::Installed && *field == Field::PvBootloader;
-        let target = if changes { entry.written.clone() } else { target(field, entry) };
+        let change = aim.change(field, entry);
+        let changes = change.is_some();
+        let target = change.or_else(|| target(field, entry));
         // A saved `unspecified` that was never written stays what it is.
         if now == target || (now == entry.saved && !changes) {
             continue;
         }
-        let ours = force || field.is_written_by_xapi() || now == entry.written || changes;
+        let ours = force || field.is_written_by_xapi() || now == entry.written || now == entry.saved;
         // A platform key that we are replacing is absent for one round.
         let halfway = matches!(field, Field::Platform(_)) && now.is_none() && entry.written.is_some();
         if ours || halfway {

@@ -11,7 +11,7 @@ use super::{
         while_busy,
     },
     reason::Reason,
-    settings::{self, Field},
+    settings::{self, Aim, Field},
     step::Outcome,
 };
 use crate::{
@@ -58,9 +58,9 @@ pub fn pv(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
     let domid = seen.vm.domid;
     let done = |start_time: &str| Plan::Done(Outcome::PvStarted { start_time: start_time.to_owned(), domid });
     let plan = once(job, start, seen, trail, now, Start { paused: true, signs: false }, done);
-    let changed = "it is not PV any more: somebody changed its type before the start".to_owned();
+    let changed = "somebody changed its type before the start".to_owned();
     let starts = matches!(plan, Plan::Call(Call::Start { .. }));
-    match starts && !seen.vm.is_pv() {
+    match starts && seen.vm.is_pv() == (job.aim() == Aim::InstalledHvm) {
         true if job.state == State::Undoing => Plan::Done(Outcome::StartGivenUp(changed)),
         true => Plan::Fail(Reason::SettingsChanged, changed),
         false => plan,

@@ -50,13 +50,14 @@ fn queued(job: &mut Job, event: &Event, now: Timestamp) {
         Event::Cancel => {
             end(job, State::Cancelled, Some(Reason::CancelledByOperator), "before it began", now)
         }
+        Event::Failed(reason, detail) => end(job, State::Failed, Some(*reason), detail, now),
         Event::Waiting(why) => job.waiting.clone_from(why),
         Event::Sign(_) | Event::Report(_) | Event::Booted(_) | Event::AnswerFetched => {}
         Event::Intended(..)
         | Event::TaskKnown(_)
         | Event::Done(_)
-        | Event::Failed(..)
         | Event::Outdated
+        | Event::Finish
         | Event::Parked(..)
         | Event::SafeAgain
         | Event::SeenHalted
@@ -81,6 +82,7 @@ fn ahead(job: &mut Job, event: &Event, now: Timestamp) {
         }
         Event::Parked(reason, detail, differences) => park(job, *reason, detail, differences, now),
         Event::Cancel => undo(job, State::Cancelled, Reason::CancelledByOperator, "on request", now),
+        Event::Finish => finish(job, now),
         Event::Sign(sign) => sign_seen(job, *sign, now),
         Event::AnswerFetched => answer_fetched(job, now),
         Event::Report(stage) => reported(job, stage, now),
@@ -111,6 +113,7 @@ fn after(job: &mut Job, event: &Event, now: Timestamp) {
         Event::Waiting(why) => job.waiting.clone_from(why),
         Event::Admitted
         | Event::Outdated
+        | Event::Finish
         | Event::SafeAgain
         | Event::SeenHalted
         | Event::AnswerFetched
@@ -142,6 +145,7 @@ fn undoing(job: &mut Job, event: &Event, now: Timestamp) {
         Event::Booted(_)
         | Event::Admitted
         | Event::Outdated
+        | Event::Finish
         | Event::SafeAgain
         | Event::SeenHalted
         | Event::AnswerFetched
@@ -185,6 +189,7 @@ fn parked(job: &mut Job, event: &Event, now: Timestamp) {
         | Event::Done(_)
         | Event::Failed(..)
         | Event::Outdated
+        | Event::Finish
         | Event::Parked(..)
         | Event::SeenHalted
         | Event::Sign(_)
@@ -204,11 +209,15 @@ fn ended(job: &mut Job, event: &Event, now: Timestamp) {
             job.enter(State::Queued, now);
         }
         Event::Settled => job.settle_at = None,
-        Event::Unsettled(detail) => {
+        Event::Unsettled(claim) => {
             job.settle_at = None;
             job.settle = false;
             job.ending = Some(Ending { state: job.state, reason: job.reason });
-            job.note(now, format!("the coordinator lost writes: {detail}"));
+            job.note(
+                now,
+                format!("the coordinator lost writes: the claim of attempt {} is back", claim.attempt),
+            );
+            job.claim = Some(claim.as_ref().clone());
             begin_undo(job, now);
         }
         Event::Report(stage) | Event::Booted(stage) => {
@@ -222,6 +231,7 @@ fn ended(job: &mut Job, event: &Event, now: Timestamp) {
         | Event::Done(_)
         | Event::Failed(..)
         | Event::Outdated
+        | Event::Finish
         | Event::Parked(..)
         | Event::SafeAgain
         | Event::SeenHalted
@@ -229,6 +239,14 @@ fn ended(job: &mut Job, event: &Event, now: Timestamp) {
         | Event::AnswerFetched
         | Event::Cancel
         | Event::Resolve(_) => {}
+    }
+}
+
+/// A rescue is over when an operator says so; an installation is not theirs to end but by a cancel.
+fn finish(job: &mut Job, now: Timestamp) {
+    if job.profile.kind == ProfileKind::Rescue && !job.finished {
+        job.finished = true;
+        job.note(now, "finish: on request");
     }
 }
 
@@ -349,7 +367,8 @@ fn advance(job: &mut Job, outcome: &Outcome, now: Timestamp) {
                     now,
                 );
             }
-            (ProfileKind::Install, Evidence::Weak | Evidence::Pv) | (ProfileKind::Rescue, _) => {
+            (ProfileKind::Install, Evidence::Weak | Evidence::Pv | Evidence::Hvm)
+            | (ProfileKind::Rescue, _) => {
                 end(job, State::Succeeded, None, "", now);
             }
         },

@@ -14,6 +14,7 @@ mod idle;
 mod kill;
 mod lab;
 mod luck;
+mod orders;
 mod recovery;
 mod refusals;
 mod safety;

@@ -280,7 +280,7 @@ fn without_a_database_every_vm_comes_back_from_its_claim_alone() {
                 );
                 let truth = world.truths().remove(0);
                 let found = world.with(|_, ledger, _, _| {
-                    ledger.restored("I3", &truth);
+                    ledger.restored("I3", &truth, None);
                     std::mem::take(&mut ledger.violations)
                 });
                 assert_eq!(found, Vec::new(), "{} {point:?} {reply:?}", effect.label());

@@ -10,7 +10,7 @@ use bootflip::{
         Effect, Event, Job, Outcome, Reason, State,
         claim::{CLAIM_KEY, Claim, Found},
         executor::Decisions,
-        job::{GateState, Options, Resolution},
+        job::{Batch, GateState, Options, Resolution},
         plan::{Call, CallResult, Observed, Plan, Trail, plan},
         step::step,
     },
@@ -111,6 +111,7 @@ fn world(seed: u64, decisions: Decisions, stormy: bool) -> World {
             profile.kind = ProfileKind::Rescue;
         }
         let mut options = Options { keep_hvm_seconds: rng.one_in(20).then_some(600), ..Options::default() };
+        options.stay_hvm = rng.one_in(12);
         let vm = if rng.one_in(3) {
             let reason = *rng.pick(&REFUSED);
             shapes.push(reason);
@@ -125,6 +126,14 @@ fn world(seed: u64, decisions: Decisions, stormy: bool) -> World {
         let behaviour = if rng.one_in(2) { *rng.pick(&weights) } else { *rng.pick(&Behaviour::ALL) };
         let job = Some((profile, options));
         vms.push(VmPlan { spec: vm, behaviours: vec![behaviour, Behaviour::Installs], job });
+    }
+    let rescues =
+        vms.iter().any(|vm| vm.job.as_ref().is_some_and(|(profile, _)| profile.kind == ProfileKind::Rescue));
+    if !rescues && rng.one_in(8) {
+        let batch = Batch { id: "b".into(), first: Some(1), ..Batch::default() };
+        for (_, options) in vms.iter_mut().filter_map(|vm| vm.job.as_mut()) {
+            options.batch = Some(batch.clone());
+        }
     }
     let release = if rng.one_in(4) { Release::V6_2 } else { Release::V8_2 };
     let release =
@@ -171,6 +180,9 @@ fn meddle(world: &mut World, rng: &mut Rng) {
         9..=12 if job.state == State::NeedsOperator => {
             let resolution = *rng.pick(&[Resolution::Restore, Resolution::Accept, Resolution::Abandon]);
             world.operate(&job.id, Event::Resolve(resolution));
+        }
+        46..=50 if job.profile.kind == ProfileKind::Rescue => {
+            world.operate(&job.id, Event::Finish);
         }
         17 => world.repeat_reports(),
         13 => drop(world.person(&job.vm_uuid, &PersonAct::HardShutdown)),

@@ -22,7 +22,7 @@ use std::{
 
 use self::shared::Shared;
 use super::{
-    admission,
+    admission::{self, Tally},
     job::{Effect, Intent, Job, NewJob, State},
     plan::{Observed, Plan, Trail, plan},
     preflight::Rules,
@@ -145,6 +145,52 @@ struct Memory {
     busy: HashMap<String, Timestamp>,
     /// What was published of each job.
     published: HashMap<String, Revision>,
+    /// By order: its jobs that have ended, and whether they were installed; cancelled ones are neither.
+    ended: HashMap<String, HashMap<String, bool>>,
+}
+
+impl Memory {
+    /// How the order of a job went so far.
+    fn tally(&self, job: &Job) -> Tally {
+        job.options.batch.as_ref().map_or_else(Tally::default, |batch| self.tally_of(&batch.id))
+    }
+
+    fn tally_of(&self, batch: &str) -> Tally {
+        let mut tally = Tally::default();
+        for installed in self.ended.get(batch).into_iter().flat_map(HashMap::values) {
+            let count = if *installed { &mut tally.succeeded } else { &mut tally.failed };
+            *count = count.saturating_add(1);
+        }
+        tally
+    }
+
+    /// Notes how a job of an order ended, or that it is tried again.
+    fn note_end(&mut self, job: &Job) {
+        let Some(batch) = &job.options.batch else { return };
+        let stopped = job.reason == Some(Reason::WaveStopped);
+        let ended = self.ended.entry(batch.id.clone()).or_default();
+        let verdict = match job.state {
+            State::Succeeded => Some(true),
+            // The others do not wait for a person.
+            State::NeedsOperator => Some(false),
+            State::Failed if !stopped => Some(false),
+            State::Queued
+            | State::Preparing
+            | State::Flipping
+            | State::Booting
+            | State::Installing
+            | State::Restoring
+            | State::Starting
+            | State::Verifying
+            | State::Undoing
+            | State::Failed
+            | State::Cancelled => None,
+        };
+        match verdict {
+            Some(installed) => ended.insert(job.id.clone(), installed),
+            None => ended.remove(&job.id),
+        };
+    }
 }
 
 /// When a job wants to be looked at again.
@@ -328,18 +374,26 @@ impl Executor {
 
     async fn admit(&self, job: &Job) -> Result<bool, OperationError> {
         let cap = self.pool(job)?.installs;
-        let may = {
+        let verdict = {
             let mut memory = self.memory();
-            let may = admission::may_begin(job, memory.live.values(), cap);
-            if may && let Some(known) = memory.live.get_mut(&job.id) {
+            let tally = memory.tally(job);
+            let verdict = admission::judge(job, memory.live.values(), cap, tally);
+            if verdict == admission::Verdict::Begins
+                && let Some(known) = memory.live.get_mut(&job.id)
+            {
                 known.slot = true; // taken before the store is asked, so that two cannot take the last one
             }
-            may
+            verdict
         };
-        if may {
-            self.apply(&job.id, &Event::Admitted).await?;
-        }
-        Ok(may)
+        let event = match verdict {
+            admission::Verdict::Begins => Event::Admitted,
+            admission::Verdict::Waits => return Ok(false),
+            admission::Verdict::Stopped => {
+                Event::Failed(Reason::WaveStopped, "it never began; nothing was changed".to_owned())
+            }
+        };
+        self.apply(&job.id, &event).await?;
+        Ok(true)
     }
 
     /// Stores what an event makes of a job, and sets the gate from it.

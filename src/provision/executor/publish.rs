@@ -9,7 +9,7 @@ use crate::{
     machine::MacAddr,
     provision::{
         admission,
-        job::{GateState, Job, Tokens},
+        job::{GateState, Job, State, Tokens},
         step::Channel,
     },
     secret::TokenUse,
@@ -27,6 +27,7 @@ impl Executor {
                 return;
             }
             memory.published.insert(job.id.clone(), revision);
+            memory.note_end(job);
             if job.state.is_terminal() && job.settle_at.is_none() {
                 memory.live.remove(&job.id);
                 memory.starts.remove(&job.id);
@@ -67,10 +68,12 @@ impl Executor {
                 self.parts.gate.update(|table| table.publish(machine));
             }
             let stalled = job.waiting.is_some() && before.is_some_and(|before| before.waiting.is_none());
-            let freed = stalled || (before.is_some_and(|before| before.slot) && !job.slot);
+            let over = job.state.is_terminal() || job.state == State::NeedsOperator;
+            let ended = over && job.options.batch.is_some();
+            let freed = stalled || ended || (before.is_some_and(|before| before.slot) && !job.slot);
             let cap_of = |pool: &str| self.parts.pools.get(pool).map_or(0, |pool| pool.installs);
             let live = freed.then(|| memory.live.values()).into_iter().flatten();
-            admission::next(live, cap_of).map(str::to_owned).collect()
+            admission::next(live, cap_of, |batch| memory.tally_of(batch)).map(str::to_owned).collect()
         };
         for id in woken {
             self.parts.wakers.wake(&id);

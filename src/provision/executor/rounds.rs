@@ -281,8 +281,8 @@ impl Executor {
     /// else, and removed after everything else.
     fn settled(job: &Job, seen: &Observed) -> Event {
         match (&job.claim, Claim::find(&seen.vm)) {
-            (Some(claim), Found::Claim(found)) if found.nonce == claim.nonce => {
-                Event::Unsettled("our claim is back".into())
+            (Some(claim), Found::Claim(found)) if found.owner == claim.owner && found.job == job.id => {
+                Event::Unsettled(found)
             }
             (_, Found::Claim(_) | Found::Stray(_) | Found::Unreadable(_) | Found::Absent) => Event::Settled,
         }

@@ -129,9 +129,11 @@ impl Guests {
             (BootMode::Hvm { order }, _) if order.contains('n') => {
                 (Guest::netboot(mac, plan.clone()), Moment::HvmRuns)
             }
-            (BootMode::Pv, Some(disk)) => (Guest::installed(mac, plan.clone(), disk), Moment::PvRuns),
-            // Nothing that speaks: a disk boot as HVM, or a PV boot of a disk that no installer wrote.
-            (BootMode::Hvm { .. } | BootMode::Pv, _) => return,
+            (BootMode::Pv | BootMode::Hvm { .. }, Some(disk)) => {
+                (Guest::installed(mac, plan.clone(), disk), Moment::PvRuns)
+            }
+            // Nothing that speaks: a disk that no installer wrote.
+            (BootMode::Hvm { .. } | BootMode::Pv, None) => return,
         };
         tracing::debug!(vm = %start.name, domid = start.domid, ?moment, "a guest runs");
         self.tell(Happened { vm, attempt, moment });

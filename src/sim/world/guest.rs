@@ -167,10 +167,11 @@ impl Guest {
     pub fn new(start: &DomainStart, behaviour: Behaviour, disk: &DiskContent, now: Timestamp) -> Self {
         let (acts, booted) = match (&start.mode, disk) {
             (BootMode::Hvm { order }, _) if order.starts_with('n') => (behaviour.acts(), None),
-            (BootMode::Hvm { .. }, _) => (Vec::new(), None),
-            (BootMode::Pv, DiskContent::Old) => (vec![Act::Lease], None),
-            (BootMode::Pv, DiskContent::New(None)) => (vec![Act::Lease], None),
-            (BootMode::Pv, DiskContent::New(Some(token))) => {
+            // From its disk, whichever way.
+            (BootMode::Hvm { .. } | BootMode::Pv, DiskContent::Old | DiskContent::New(None)) => {
+                (vec![Act::Lease], None)
+            }
+            (BootMode::Hvm { .. } | BootMode::Pv, DiskContent::New(Some(token))) => {
                 (vec![Act::Lease, Act::Booted], Some(token.clone()))
             }
         };

@@ -207,7 +207,9 @@ impl Ledger {
     ) {
         // Under the PV domain of the job's own, a coordinator's lost restore is written again (7.5 and later).
         let own_pv = truth.domain_type.is_some()
-            && truth.domain.as_ref().is_some_and(|domain| domain.mode == BootMode::Pv && !domain.paused)
+            && truth.domain.as_ref().is_some_and(|domain| {
+                (domain.mode == BootMode::Pv || job.options.stay_hvm) && !domain.paused
+            })
             && job.pv_start.as_ref().and_then(|start| start.seen.as_ref()) == Some(&truth.start_time);
         if truth.power_state != "Halted" && !own_pv {
             self.violation("I14", format!("{} while the VM is {}", method.name(), truth.power_state));
@@ -311,12 +313,12 @@ impl Ledger {
             self.violation("I13", "Succeeded with the gate open");
         }
         if let Some(truth) = pool.truth(&job.vm_uuid) {
-            self.restored("I7", &truth);
+            self.restored("I7", &truth, Some(job));
         }
     }
 
     /// The VM is as it was, and unclaimed.
-    pub fn restored(&mut self, invariant: &'static str, truth: &VmTruth) {
+    pub fn restored(&mut self, invariant: &'static str, truth: &VmTruth, job: Option<&Job>) {
         if self.tainted.contains(&truth.uuid) {
             return;
         }
@@ -326,7 +328,10 @@ impl Ledger {
         }
         let now = boot_settings(truth);
         let then = boot_settings(&original);
-        if now != then {
+        let stays = job.filter(|job| job.options.stay_hvm && was_install(job));
+        let asked = stays.is_some() && now == boot_settings(&as_hvm(original));
+        let must = stays.is_some_and(|job| job.state == State::Succeeded);
+        if !asked && (now != then || must) {
             self.violation(invariant, format!("not restored: {now:?}, was {then:?}"));
         }
     }
@@ -367,7 +372,7 @@ impl Ledger {
             let given_up =
                 matches!(job.reason, Some(Reason::Abandoned | Reason::Accepted | Reason::ClaimedByOther));
             if job.state.is_terminal() && job.claim.is_some() && !given_up {
-                self.restored("I1", &truth);
+                self.restored("I1", &truth, Some(job));
             }
             let intents = self.start_intents.get(&job.vm_uuid).copied().unwrap_or_default();
             let by_person = self.person_starts.get(&job.vm_uuid).copied().unwrap_or_default();
@@ -384,6 +389,14 @@ impl Ledger {
 
 fn was_install(job: &Job) -> bool {
     job.profile.kind == crate::config::ProfileKind::Install
+}
+
+/// What `--stay-hvm` leaves.
+fn as_hvm(mut vm: VmTruth) -> VmTruth {
+    vm.domain_type = vm.domain_type.map(|_| "hvm".to_owned());
+    "BIOS order".clone_into(&mut vm.hvm_boot_policy);
+    vm.hvm_boot_params.insert("order".to_owned(), "c".to_owned());
+    vm
 }
 
 type BootSettings = (Option<String>, String, BTreeMap<String, String>, [String; 3], BTreeMap<String, String>);
