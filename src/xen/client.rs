@@ -506,8 +506,11 @@ fn judge(pool: &PoolConfig, mismatch: &Mismatch) -> Result<Judge, ClientError> {
 }
 
 fn encoded(method: Method, session: &Session, params: &[Value]) -> Result<String, CallError> {
-    let mut all = Vec::with_capacity(params.len() + 1);
+    let mut all = Vec::with_capacity(params.len() + 2);
     all.push(Value::string(&session.reference));
+    if method == Method::SessionGetRecord {
+        all.push(Value::string(&session.reference));
+    }
     all.extend_from_slice(params);
     let prefix = if method.is_async() { "Async." } else { "" };
     codec::encode_call(&format!("{prefix}{}", method.name()), &all).map_err(|error: CodecError| {
