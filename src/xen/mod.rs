@@ -4,12 +4,14 @@
 //! simulator's pool model answers the same calls directly in World.
 
 pub mod api;
+pub mod bootloader;
 pub mod client;
 pub mod codec;
 mod endpoint;
 pub mod error;
 pub mod records;
 pub mod release;
+pub mod rights;
 mod tls;
 
 use std::{collections::BTreeMap, fmt, time::Duration};
