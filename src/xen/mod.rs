@@ -9,6 +9,7 @@ pub mod client;
 pub mod codec;
 mod endpoint;
 pub mod error;
+pub mod identity;
 pub mod records;
 pub mod release;
 pub mod rights;
