@@ -30,6 +30,9 @@ const REFRESH: Duration = Duration::from_secs(60);
 /// How long one wait for events lasts.
 const EVENT_WAIT: Duration = Duration::from_secs(30);
 
+/// How long a pool that has no event.from is left before it is asked again: it may be upgraded.
+const WITHOUT_EVENTS: Duration = Duration::from_secs(3600);
+
 /// The first and the longest pause after the pool could not be asked.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
@@ -182,6 +185,11 @@ impl Watcher {
                     self.wake(&batch.events);
                     token = batch.token;
                     pause = PAUSE.0;
+                }
+                // Older than 6.0: looking every minute is all there is, until the pool is upgraded.
+                Err(error) if error.is("MESSAGE_METHOD_UNKNOWN") => {
+                    tracing::info!(pool = %self.pool, "the pool tells no events; its jobs look by themselves");
+                    sleep(WITHOUT_EVENTS).await;
                 }
                 Err(error) => {
                     tracing::debug!(pool = %self.pool, %error, "no events");

@@ -164,23 +164,25 @@ fn pv_boot(vm: &VmRecord) -> String {
         "" => String::new(),
         arguments => format!(", with \"{arguments}\" added to the kernel's arguments"),
     };
+    let kind = match vm.domain_type.as_deref() {
+        Some("pvh") => "PVH",
+        Some("pv_in_pvh") => "PV inside PVH",
+        Some(_) | None => "PV",
+    };
     match (vm.pv_bootloader.as_str(), vm.pv_kernel.as_str()) {
         ("pygrub", _) => {
-            format!("boots as PV: pygrub takes the kernel from its first bootable disk{arguments}")
+            format!("boots as {kind}: pygrub takes the kernel from its first bootable disk{arguments}")
         }
         ("eliloader", _) => format!(
-            "boots as PV through eliloader, which starts an installation from its install-repository first{arguments}"
+            "boots as {kind} through eliloader, which starts an installation from its install-repository first{arguments}"
         ),
-        ("", "") => "cannot boot: it is PV and has neither a bootloader nor a kernel".to_owned(),
-        ("", kernel) => format!("boots as PV with the kernel {kernel} of the control domain{arguments}"),
-        (other, _) => format!("boots as PV through the bootloader {other}{arguments}"),
+        ("", "") => format!("cannot boot: it is {kind} and has neither a bootloader nor a kernel"),
+        ("", kernel) => format!("boots as {kind} with the kernel {kernel} of the control domain{arguments}"),
+        (other, _) => format!("boots as {kind} through the bootloader {other}{arguments}"),
     }
 }
 
 fn hvm_boot(vm: &VmRecord) -> String {
-    if vm.domain_type.as_deref() == Some("pvh") {
-        return "boots as PVH, which bootflip leaves alone".to_owned();
-    }
     let order = vm.hvm_boot_params.get("order").map_or("", String::as_str);
     let devices: Vec<&str> = order
         .chars()
@@ -241,6 +243,10 @@ mod tests {
             (
                 vm(|vm| vm.pv_bootloader.clear()),
                 "At its next start it cannot boot: it is PV and has neither a bootloader nor a kernel.",
+            ),
+            (
+                vm(|vm| vm.domain_type = Some("pvh".into())),
+                "At its next start it boots as PVH: pygrub takes the kernel from its first bootable disk.",
             ),
             (flipped("n"), "At its next start it boots as HVM from network."),
             (flipped("dc"), "At its next start it boots as HVM from CD, then disk."),

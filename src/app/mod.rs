@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod desk;
+pub mod identity;
 pub mod inventory;
 pub mod key;
 pub mod machines;
@@ -27,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use self::{
     admin::AdminError,
     desk::Desk,
+    identity::StoredIdentity,
     inventory::{Known, Watcher},
     key::KeyError,
     listeners::{BindError, Listeners},
@@ -118,9 +120,16 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 
 /// A client for each pool of the configuration. Nothing is sent.
 pub fn clients(config: &Config) -> Result<BTreeMap<String, Arc<Client>>, ClientError> {
+    clients_with(config, |_, client| client)
+}
+
+fn clients_with(
+    config: &Config,
+    finish: impl Fn(&str, Client) -> Client,
+) -> Result<BTreeMap<String, Arc<Client>>, ClientError> {
     let client = |(name, pool): (&String, _)| {
         let client = Client::new(pool, ORIGINATOR)?.with_calls_at_once(config.limits.calls_per_pool);
-        Ok((name.clone(), Arc::new(client)))
+        Ok((name.clone(), Arc::new(finish(name, client))))
     };
     config.pools.iter().map(client).collect()
 }
@@ -139,7 +148,8 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
     let store: Arc<dyn Store> = Arc::new(SqliteStore::open(config.state_dir.join(DATABASE))?);
     let key = key::load_or_make(&config.state_dir)?;
     let templates = Arc::new(templates::load(config.template_dir.as_deref())?);
-    let clients = clients(&config)?;
+    let kept = |pool: &str| Arc::new(StoredIdentity::of(Arc::clone(&store), pool));
+    let clients = clients_with(&config, |pool, client| client.with_keeper(kept(pool)))?;
     let apis = apis(&clients);
     let (bell, rings) = Bell::new();
     let offer =

@@ -1,5 +1,5 @@
-//! `bootflip check`: looks whether everything is in place, and changes nothing. What only a change could tell (the
-//! right to write) is said to be unknown.
+//! `bootflip check`: looks whether everything is in place, and changes nothing. What an account may is read from its
+//! session, not tried.
 
 use std::{fs, path::Path};
 
@@ -16,7 +16,12 @@ use crate::{
     },
     config::Config,
     tftp,
-    xen::api::Api,
+    xen::{
+        CallError, Method,
+        api::Api,
+        release::{Ability, Release},
+        rights::Rights,
+    },
 };
 
 /// Arguments of `check`.
@@ -176,10 +181,13 @@ async fn pools(config: &Config, findings: &mut Findings) -> Result<(), Stop> {
     for (name, api) in app::apis(&clients) {
         let what = format!("pool {name}");
         match look(&api).await {
-            Ok(detail) => {
+            Ok((detail, release)) => {
                 findings.add(&what, Standing::Good, detail);
-                let text = "reading works; the right to change VMs (role vm-admin) and to sync the database (pool-operator) shows at the first job only";
-                findings.add(what, Standing::Note, text);
+                if let Some(release) = release {
+                    abilities(&what, &release, findings);
+                    let (standing, detail) = rights(&api, &release).await;
+                    findings.add(what, standing, detail);
+                }
             }
             Err(error) => findings.add(what, Standing::Bad, error.to_string()),
         }
@@ -188,8 +196,56 @@ async fn pools(config: &Config, findings: &mut Findings) -> Result<(), Stop> {
     Ok(())
 }
 
+/// What the pool's release does without.
+fn abilities(what: &str, release: &Release, findings: &mut Findings) {
+    if release.is_too_old() {
+        let text = format!("{release} is older than XenServer 5.6, which bootflip was made for");
+        findings.add(what, Standing::Bad, text);
+    }
+    if !release.starts_pv() {
+        let text = format!(
+            "{release} cannot start PV guests: an installed VM can only stay HVM there (deploy --stay-hvm)"
+        );
+        findings.add(what, Standing::Note, text);
+    }
+    if !release.has(Ability::EventFrom) {
+        let text = format!("{release} tells no events; jobs see changes when they look themselves");
+        findings.add(what, Standing::Note, text);
+    }
+}
+
+/// What the account may do, as its own session has it: nothing is tried.
+async fn rights(api: &Api, release: &Release) -> (Standing, String) {
+    let rights = match api.own_session().await {
+        Ok(session) => Rights::of(session),
+        Err(error) => {
+            let text = format!(
+                "the pool does not tell what the account may ({error}); the right to change VMs (role vm-admin) and \
+                 to sync the database (pool-operator) shows at the first job"
+            );
+            return (Standing::Note, text);
+        }
+    };
+    let missing = rights.missing(release);
+    let role = missing.iter().map(|method| method.role()).max();
+    if let Some(role) = role {
+        let names: Vec<&str> = missing.iter().map(|method| method.name()).collect();
+        let text = format!("the account may not send {}: give it the role {role}", names.join(", "));
+        return (Standing::Bad, text);
+    }
+    if rights.may(Method::PoolSyncDatabase) {
+        return (Standing::Good, "the account may change VMs, and sync the pool's database".to_owned());
+    }
+    let text = format!(
+        "the account may change VMs; it may not sync the pool's database (role {}), so that each job looks six minutes \
+         after its end whether the coordinator lost what it wrote",
+        Method::PoolSyncDatabase.role()
+    );
+    (Standing::Note, text)
+}
+
 /// Every kind of reading that a job does.
-async fn look(api: &Api) -> Result<String, crate::xen::CallError> {
+async fn look(api: &Api) -> Result<(String, Option<Release>), CallError> {
     let pools = api.pools().await?;
     let hosts = api.hosts().await?;
     let vms = api.vms().await?;
@@ -199,17 +255,15 @@ async fn look(api: &Api) -> Result<String, crate::xen::CallError> {
         api.vm_metrics(&vm.metrics).await?;
         api.possible_hosts(&vm.reference).await?;
     }
-    let version = hosts.first().map_or_else(String::new, |host| {
-        let brand = host.product_brand.as_deref().unwrap_or("XenServer");
-        let version = host.product_version.as_deref().unwrap_or("of unknown version");
-        format!("{brand} {version}, ")
-    });
+    let release = pools.first().and_then(|pool| Release::of_pool(pool, &hosts));
+    let version = release.as_ref().map_or_else(String::new, |release| format!("{release}, "));
     let pv = guests.iter().filter(|vm| vm.is_pv()).count();
     let ha = if pools.iter().any(|pool| pool.ha_enabled) { ", HA is on" } else { "" };
-    Ok(format!(
+    let detail = format!(
         "login works; {version}{} hosts, {} guests ({pv} PV), {} NICs{ha}",
         hosts.len(),
         guests.len(),
         vifs.len()
-    ))
+    );
+    Ok((detail, release))
 }

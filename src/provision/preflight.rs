@@ -1,7 +1,10 @@
 //! E0: what must hold before anything is changed. Reads only; every refusal says what was found and names the way
 //! out. `gather` (the executor's work) reads the facts, [`judge`] decides; pure.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use super::{
     claim::{Claim, Found, INSTALLED_KEY},
@@ -13,9 +16,12 @@ use crate::{
     clock::Timestamp,
     config::ProfileKind,
     machine::MacAddr,
-    xen::records::{
-        HostMetrics, HostRecord, PoolRecord, PowerState, VbdRecord, VdiRecord, VifRecord, VmMetrics,
-        VmRecord, never_ran,
+    xen::{
+        records::{
+            HostMetrics, HostRecord, PoolRecord, PowerState, VbdRecord, VdiRecord, VifRecord, VmMetrics,
+            VmRecord, never_ran,
+        },
+        release::Release,
     },
 };
 
@@ -38,6 +44,9 @@ pub struct Facts {
     pub host_metrics: Vec<HostMetrics>,
     /// The hosts that could start it now, as PV (`VM.get_possible_hosts`).
     pub possible_hosts: Vec<String>,
+    /// Bytes that a host has free for a start (`host.compute_free_memory`), by its reference, of those that were
+    /// asked: the possible ones up to the first with room enough.
+    pub free_memory: BTreeMap<String, u64>,
 }
 
 /// What the configuration says about this VM.
@@ -83,6 +92,7 @@ pub fn judge(
     is_not_protected(facts)?;
     is_free(&facts.vm)?;
     is_pv(facts)?;
+    boots_pv(job, facts)?;
     let mac = booting_nic(job, facts)?;
     let disk = match job.profile.kind {
         ProfileKind::Install => Some(install_disk(job, facts)?),
@@ -90,7 +100,7 @@ pub fn judge(
     };
     may_be_erased(job, facts)?;
     has_host(facts)?;
-    let needs_flags = facts.hosts.iter().any(|host| host.api_version < (1, 10));
+    let needs_flags = facts.hosts.iter().any(|host| Release::of_host(host).reads_flags_literally());
     let claim = Claim {
         v: 1,
         owner: rules.owner.clone(),
@@ -220,30 +230,75 @@ fn is_free(vm: &VmRecord) -> Result<(), Refusal> {
 }
 
 fn is_pv(facts: &Facts) -> Result<(), Refusal> {
-    if !facts.vm.is_pv() {
-        let kind = facts
-            .vm
-            .domain_type
-            .clone()
-            .unwrap_or_else(|| format!("HVM_boot_policy \"{}\"", facts.vm.hvm_boot_policy));
-        return Err((Reason::NotPv, format!("its type is {kind}")));
+    if facts.vm.is_pv() {
+        return Ok(());
     }
-    // XenServer 8 and XCP-ng 8.3 (API 2.21) dropped PV.
-    if let Some(host) = facts.hosts.iter().find(|host| host.api_version >= (2, 21)) {
-        let version = host.product_version.as_deref().unwrap_or("of unknown version");
-        let text = format!("host {} ({version}) cannot start PV guests", host.name_label);
-        return Err((Reason::PvUnsupported, text));
+    let kind = facts
+        .vm
+        .domain_type
+        .clone()
+        .unwrap_or_else(|| format!("HVM_boot_policy \"{}\"", facts.vm.hvm_boot_policy));
+    Err((Reason::NotPv, format!("its type is {kind}")))
+}
+
+/// The way out where the pool cannot start the VM as PV once it is installed.
+const STAY_HVM: &str = "--stay-hvm installs it and leaves it HVM, booting from its disk";
+
+/// Whether the VM can come back as what it is. PVH is not PV: it needs no PV support of Xen.
+fn boots_pv(job: &Job, facts: &Facts) -> Result<(), Refusal> {
+    if facts.vm.domain_type.as_deref() == Some("pvh") {
+        return Ok(());
+    }
+    let refuse = |text: String| Err((Reason::PvUnsupported, format!("{text}; {STAY_HVM}")));
+    let ended = |host: &&HostRecord| !Release::of_host(host).starts_pv();
+    if let Some(host) = facts.hosts.iter().find(ended) {
+        let release = Release::of_host(host);
+        return refuse(format!("host {} ({release}) cannot start PV guests any more", host.name_label));
+    }
+    let enabled = || facts.hosts.iter().filter(|host| host.enabled);
+    // No enabled host at all is a matter of its own.
+    if enabled().next().is_some() && !enabled().any(|host| host.takes("xen-")) {
+        return refuse("no enabled host takes PV guests (none has `xen-…` among its capabilities)".into());
     }
     // Xen lists x86_32p only while it takes 32-bit PV; 8.2 dropped it with an update of January 2022.
-    let template = facts.vm.other_config.get("base_template_name").filter(|name| name.contains("32-bit"));
-    match template {
-        Some(name) if !facts.hosts.iter().any(|host| host.takes("xen-3.0-x86_32p")) => Err((
-            Reason::PvUnsupported,
-            format!(
-                "it was made from \"{name}\", and no host takes 32-bit PV guests any more; if the new system has 64 bits, correct base_template_name in its other_config"
-            ),
+    match narrow(job, &facts.vm) {
+        Some(sign) if !enabled().any(|host| host.takes("xen-3.0-x86_32p")) => refuse(format!(
+            "{sign}, so it is taken for a 32-bit guest, and no enabled host takes 32-bit PV any more (no record \
+             says how wide a guest is; if the new system has 64 bits, name a 64-bit kernel in the profile, or \
+             correct install-arch and base_template_name in the VM's other_config)"
         )),
         Some(_) | None => Ok(()),
+    }
+}
+
+/// The sign that the VM's next system has 32 bits; `None`: it has 64, or nothing says so. What will be installed
+/// counts before what was: the profile's kernel, the VM's install-arch, the template that it was made from.
+fn narrow(job: &Job, vm: &VmRecord) -> Option<String> {
+    let erased = job.profile.kind == ProfileKind::Install;
+    let kernel = job.profile.boot.as_ref().filter(|_| erased).map_or("", |boot| boot.kernel.as_str());
+    let config = |key: &str| vm.other_config.get(key).map_or("", String::as_str);
+    let (arch, template) = (config("install-arch"), config("base_template_name"));
+    let signs = [
+        (kernel, format!("the profile's kernel is {kernel}")),
+        (arch, format!("its install-arch is {arch}")),
+        (template, format!("it was made from \"{template}\"")),
+    ];
+    signs
+        .into_iter()
+        .find_map(|(text, sign)| is_narrow(text).map(|narrow| (narrow, sign)))
+        .and_then(|(narrow, sign)| narrow.then_some(sign))
+}
+
+/// Whether a path, an architecture or a template's name says 32 bits; `None`: it says nothing, or both.
+fn is_narrow(text: &str) -> Option<bool> {
+    const NARROW: [&str; 6] = ["i386", "i486", "i586", "i686", "x86_32", "32-bit"];
+    const WIDE: [&str; 4] = ["amd64", "x86_64", "x86-64", "64-bit"];
+    let text = text.to_ascii_lowercase();
+    let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
+    match (says(&NARROW), says(&WIDE)) {
+        (true, false) => Some(true),
+        (false, true) => Some(false),
+        (_, _) => None,
     }
 }
 
@@ -257,21 +312,53 @@ fn has_host(facts: &Facts) -> Result<(), Refusal> {
     }
     let able: Vec<&HostRecord> = enabled.into_iter().filter(|host| host.takes("hvm-")).collect();
     if able.is_empty() {
-        return refuse("no enabled host can run HVM guests (none has `hvm-…` among its capabilities)".into());
+        return refuse(
+            "no enabled host can run HVM guests, which the installation needs (none has `hvm-…` among its \
+             capabilities): switch VT-x or AMD-V on in its firmware"
+                .into(),
+        );
     }
-    let memory = facts.vm.memory_static_max;
-    let needed = memory.saturating_add(memory / SHADOW_SHARE).saturating_add(HVM_OVERHEAD);
-    let is_large = |host: &HostRecord| {
+    let (memory, needed) = (facts.vm.memory_static_max, hvm_memory(facts.vm.memory_static_max));
+    let is_large = |host: &&HostRecord| {
         let metrics = facts.host_metrics.iter().find(|metrics| metrics.reference == host.metrics);
         metrics.is_some_and(|metrics| metrics.memory_total >= needed)
     };
-    let has_room = |host: &HostRecord| {
+    let has_room = |host: &&HostRecord| {
         facts.vm.power_state != PowerState::Halted || facts.possible_hosts.contains(&host.reference)
     };
-    if able.iter().any(|host| is_large(host) && has_room(host)) {
+    let fitting: Vec<_> = able.into_iter().filter(is_large).filter(has_room).collect();
+    if fitting.is_empty() {
+        return refuse(format!("no host can start it as HVM with {} MiB", memory >> 20));
+    }
+    // A guest begins at its dynamic minimum, and a pool that has no figure for a host says nothing about it.
+    let least = hvm_memory(facts.vm.memory_dynamic_min);
+    let free = |host: &&HostRecord| facts.free_memory.get(&host.reference).copied();
+    if fitting.iter().any(|host| free(host).is_none_or(|free| free >= least)) {
         return Ok(());
     }
-    refuse(format!("no host can start it as HVM with {} MiB", memory >> 20))
+    let most = fitting.iter().filter_map(free).max().unwrap_or_default();
+    refuse(format!(
+        "it fits as PV, but as HVM it needs {} MiB with Xen's share, and the roomiest host has {} MiB free",
+        least >> 20,
+        most >> 20
+    ))
+}
+
+/// What a guest of `memory` bytes takes of a host while it runs as HVM, in bytes.
+pub const fn hvm_memory(memory: u64) -> u64 {
+    memory.saturating_add(memory / SHADOW_SHARE).saturating_add(HVM_OVERHEAD)
+}
+
+/// The hosts that could start a halted VM as HVM if they have memory: whose free memory decides.
+pub fn hosts_to_ask<'f>(
+    vm: &VmRecord,
+    hosts: &'f [HostRecord],
+    possible_hosts: &[String],
+) -> impl Iterator<Item = &'f HostRecord> {
+    let halted = vm.power_state == PowerState::Halted;
+    let may = move |host: &&HostRecord| halted && host.enabled && host.takes("hvm-");
+    let possible: BTreeSet<String> = possible_hosts.iter().cloned().collect();
+    hosts.iter().filter(may).filter(move |host| possible.contains(&host.reference))
 }
 
 /// Xapi's reckoning for HVM: two pages of shadow and p2m for each MiB of the guest's memory, …
@@ -371,3 +458,6 @@ fn may_be_erased(job: &Job, facts: &Facts) -> Result<(), Refusal> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

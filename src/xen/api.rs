@@ -8,8 +8,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use super::{
     CallError, Method, Transport, Value,
     records::{
-        EventBatch, GuestMetrics, HostMetrics, HostRecord, PoolRecord, Record, RecordError, TaskRecord,
-        VbdRecord, VdiRecord, VifRecord, VmMetrics, VmRecord,
+        EventBatch, GuestMetrics, HostMetrics, HostRecord, PoolRecord, Record, RecordError, SessionRecord,
+        TaskRecord, VbdRecord, VdiRecord, VifRecord, VmMetrics, VmRecord,
     },
 };
 
@@ -106,6 +106,29 @@ impl Api {
     /// `host_metrics.get_all_records`.
     pub async fn host_metrics(&self) -> Result<Vec<HostMetrics>, CallError> {
         self.records(Method::HostMetricsGetAllRecords).await
+    }
+
+    /// `host.compute_free_memory`: bytes that a VM could be started with there, other guests ballooned down.
+    pub async fn free_memory(&self, host: &str) -> Result<u64, CallError> {
+        let method = Method::HostComputeFreeMemory;
+        match self.call(method, vec![Value::string(host)]).await? {
+            // Below zero where guests take more than was reckoned with.
+            Value::Int(bytes) => Ok(u64::try_from(bytes).unwrap_or(0)),
+            Value::String(text) => text
+                .parse::<i64>()
+                .map(|bytes| u64::try_from(bytes).unwrap_or(0))
+                .map_err(|_| protocol(method, "not an int")),
+            Value::Bool(_) | Value::Double(_) | Value::DateTime(_) | Value::Array(_) | Value::Struct(_) => {
+                Err(protocol(method, "not an int"))
+            }
+        }
+    }
+
+    /// `session.get_record` of our own session: what this account may do.
+    pub async fn own_session(&self) -> Result<SessionRecord, CallError> {
+        let method = Method::SessionGetRecord;
+        let answer = self.call(method, vec![]).await?;
+        decoded(method, SessionRecord::decode("", &answer))
     }
 
     /// `pool.sync_database`: what was written so far survives the coordinator's power loss. Needs pool-operator.

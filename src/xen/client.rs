@@ -1,4 +1,4 @@
-//! One pool over HTTP(S): the shell of `xen`. Here are sessions, redirects and deadlines; `wire` does one request.
+//! One pool over HTTP(S): the shell of `xen`. Here are calls and deadlines; `login` has sessions, `wire` one request.
 //! The pure parts are beside it: `codec`, `endpoint`, `tls`, `error`.
 //!
 //! Invariants. The password goes only to the configured URL, to `members`, and to addresses that the pool itself
@@ -6,11 +6,11 @@
 //! twice: [`CallError::Unknown`] goes to the caller. Every wait is inside a call's deadline. No body, session
 //! reference or password is ever logged or put into an error.
 
+mod login;
 mod places;
 mod wire;
 
 use std::{
-    collections::BTreeMap,
     fmt, io,
     path::PathBuf,
     sync::{
@@ -25,15 +25,16 @@ use tokio::{
     sync::Mutex,
     time::{Instant, timeout},
 };
-use tracing::{debug, error, info};
+use tracing::debug;
 
 use super::{
     CallError, Failure, Method, Transport, Value,
     codec::{self, CodecError},
     endpoint::{self, Endpoint},
-    records::{HostRecord, Record},
+    identity::Keeper,
     tls::{self, Judge, Mismatch},
 };
+use login::{Login, MAX_HOPS, STARTING, Session};
 use places::{Place, Places};
 use wire::{PostError, Wire};
 
@@ -113,34 +114,7 @@ pub struct Client {
     deadline: fn(Method) -> Duration,
     login_cooldown: Duration,
     login: Mutex<Login>,
-}
-
-/// What is known of the session; the lock around it makes logins one at a time.
-#[derive(Default)]
-struct Login {
-    session: Option<Arc<Session>>,
-    /// Where the coordinator was last, tried first.
-    coordinator: Option<Endpoint>,
-    /// The members as the pool listed them after the last good login; replaced, not added to, because an ejected
-    /// host is no member any more.
-    learnt: Vec<Endpoint>,
-    /// The last refusal of user and password, and when a login may be tried again.
-    refused: Option<(Failure, Instant)>,
-    /// The server is older than 6.2 and takes no originator.
-    short: bool,
-}
-
-struct Session {
-    reference: String,
-    at: Endpoint,
-}
-
-/// Why a login at one member did not succeed.
-enum LoginError {
-    /// Another member may do better.
-    Away(String),
-    /// No other member will.
-    Final(CallError),
+    keeper: Option<Arc<dyn Keeper>>,
 }
 
 impl Client {
@@ -175,6 +149,7 @@ impl Client {
             deadline: Method::deadline,
             login_cooldown: LOGIN_COOLDOWN,
             login: Mutex::default(),
+            keeper: None,
         })
     }
 
@@ -200,15 +175,20 @@ impl Client {
         self
     }
 
-    /// Ends the session, if there is one. What comes of it does not matter: the pool forgets idle sessions.
+    /// Who keeps which pool this is; from then on a login counts only at that pool, and only where no second member
+    /// claims to be its coordinator.
+    #[must_use]
+    pub fn with_keeper(mut self, keeper: Arc<dyn Keeper>) -> Self {
+        self.keeper = Some(keeper);
+        self
+    }
+
+    /// Ends the session, if there is one.
     pub async fn logout(&self) {
-        let Some(session) = self.login.lock().await.session.take() else { return };
-        let Ok(body) = codec::encode_call(Method::SessionLogout.name(), &[Value::string(&session.reference)])
-        else {
-            return;
-        };
-        let outcome = timeout(LOGOUT_DEADLINE, self.wire.post(&session.at, body)).await;
-        debug!(pool = %self.wire.pool, answered = matches!(outcome, Ok(Ok(_))), "logged out");
+        let session = self.login.lock().await.session.take();
+        if let Some(session) = session {
+            self.end(&session).await;
+        }
     }
 
     /// One call within its deadline. Waiting for a free place among the calls under way has the same limit, before.
@@ -268,9 +248,12 @@ impl Client {
                         self.leave(&session, None).await;
                     } else if failure.is("HOST_IS_SLAVE") && hops < MAX_HOPS {
                         hops += 1;
-                        let coordinator =
-                            self.coordinator(&*self.login.lock().await, &session.at, &failure)?;
-                        self.leave(&session, Some(coordinator)).await;
+                        self.follow(&session, &failure).await?;
+                    } else if STARTING.contains(&failure.code.as_str()) {
+                        // It may come up as another's follower: the next call looks anew.
+                        self.leave(&session, None).await;
+                        let detail = format!("pool {}: {}: {failure}", self.wire.pool, session.at);
+                        return Err(CallError::Unreachable { detail });
                     } else {
                         return Err(CallError::Failed {
                             method: method.name(),
@@ -280,150 +263,6 @@ impl Client {
                 }
             }
         }
-    }
-
-    /// Forgets a session that is of no use any more, unless another call already has a newer one.
-    async fn leave(&self, session: &Arc<Session>, coordinator: Option<Endpoint>) {
-        let mut login = self.login.lock().await;
-        if login.session.as_ref().is_some_and(|current| Arc::ptr_eq(current, session)) {
-            login.session = None;
-            login.coordinator = coordinator.or_else(|| login.coordinator.take());
-        }
-    }
-
-    /// The session, after a login if need be.
-    async fn session(&self) -> Result<Arc<Session>, CallError> {
-        let mut login = self.login.lock().await;
-        if let Some(session) = &login.session {
-            return Ok(Arc::clone(session));
-        }
-        if let Some((failure, until)) = &login.refused
-            && Instant::now() < *until
-        {
-            return Err(CallError::LoginRefused { failure: failure.clone() });
-        }
-        let mut candidates: Vec<Endpoint> = Vec::new();
-        for candidate in login.coordinator.iter().chain(self.known(&login)) {
-            if !candidates.contains(candidate) {
-                candidates.push(candidate.clone());
-            }
-        }
-        let mut tried = Vec::new();
-        for candidate in candidates {
-            match self.login_from(&mut login, candidate).await {
-                Ok(session) => {
-                    info!(pool = %self.wire.pool, coordinator = %session.at, "logged in to the pool");
-                    self.learn(&mut login, &session).await;
-                    login.coordinator = Some(session.at.clone());
-                    let session = Arc::new(session);
-                    login.session = Some(Arc::clone(&session));
-                    return Ok(session);
-                }
-                Err(LoginError::Away(detail)) => tried.push(detail),
-                Err(LoginError::Final(error)) => return Err(error),
-            }
-        }
-        Err(CallError::Unreachable { detail: format!("pool {}: {}", self.wire.pool, tried.join("; ")) })
-    }
-
-    /// Logs in at a member, or at the coordinator that it names.
-    async fn login_from(&self, login: &mut Login, start: Endpoint) -> Result<Session, LoginError> {
-        let mut at = start;
-        for _ in 0..=MAX_HOPS {
-            self.wire.trusted().map_err(LoginError::Final)?;
-            match self.login_at(login, &at).await? {
-                Ok(reference) => {
-                    login.refused = None;
-                    return Ok(Session { reference, at });
-                }
-                Err(failure) => match failure.code.as_str() {
-                    "HOST_IS_SLAVE" => {
-                        at = self.coordinator(login, &at, &failure).map_err(LoginError::Final)?
-                    }
-                    "SESSION_AUTHENTICATION_FAILED" | "SESSION_AUTHORIZATION_FAILED" => {
-                        error!(pool = %self.wire.pool, user = %self.user, %failure, "the pool refused the login");
-                        login.refused = Some((failure.clone(), Instant::now() + self.login_cooldown));
-                        return Err(LoginError::Final(CallError::LoginRefused { failure }));
-                    }
-                    "HOST_STILL_BOOTING" | "HOST_IN_EMERGENCY_MODE" => {
-                        return Err(LoginError::Away(format!("{at}: {failure}")));
-                    }
-                    _ => return Err(LoginError::Final(CallError::Failed { method: LOGIN, failure })),
-                },
-            }
-        }
-        Err(LoginError::Away(format!("{at}: still no coordinator after {MAX_HOPS} redirects")))
-    }
-
-    async fn login_at(
-        &self,
-        login: &mut Login,
-        at: &Endpoint,
-    ) -> Result<Result<String, Failure>, LoginError> {
-        loop {
-            let mut params = vec![Value::string(&self.user), Value::string(self.password.expose())];
-            let short = login.short || self.originator.is_empty();
-            if !short {
-                params.extend([Value::string(CLIENT_VERSION), Value::string(&self.originator)]);
-            }
-            let unreadable =
-                |detail: String| LoginError::Final(CallError::Protocol { method: LOGIN, detail });
-            let body = codec::encode_call(LOGIN, &params)
-                .map_err(|error| unreadable(format!("not sent: {error}")))?;
-            match self.wire.post(at, body).await {
-                Ok(Err(failure)) if failure.is("MESSAGE_PARAMETER_COUNT_MISMATCH") && !short => {
-                    login.short = true
-                }
-                Ok(Err(failure)) => return Ok(Err(scrubbed(failure, self.password.expose()))),
-                Ok(Ok(Value::String(reference))) => return Ok(Ok(reference)),
-                Ok(Ok(_)) => return Err(unreadable("not a reference".to_owned())),
-                Err(PostError::NotSent(detail) | PostError::NoAnswer(detail)) => {
-                    return Err(LoginError::Away(format!("{at}: {detail}")));
-                }
-                Err(PostError::Untrusted(detail)) => {
-                    return Err(LoginError::Final(CallError::Untrusted { detail }));
-                }
-                Err(PostError::Unreadable(detail)) => return Err(unreadable(format!("{at}: {detail}"))),
-            }
-        }
-    }
-
-    /// Asks the pool for its members, for the day the coordinator moves. Without an answer the old ones stay.
-    async fn learn(&self, login: &mut Login, session: &Session) {
-        let Ok(body) =
-            codec::encode_call(Method::HostGetAllRecords.name(), &[Value::string(&session.reference)])
-        else {
-            return;
-        };
-        let Ok(Ok(Ok(Value::Struct(hosts)))) =
-            timeout(LEARN_DEADLINE, self.wire.post(&session.at, body)).await
-        else {
-            debug!(pool = %self.wire.pool, "the pool did not list its members");
-            return;
-        };
-        login.learnt = addresses(&hosts, self.home.port);
-    }
-
-    /// The coordinator that a HOST_IS_SLAVE answer names, if it is one that we know.
-    fn coordinator(&self, login: &Login, at: &Endpoint, failure: &Failure) -> Result<Endpoint, CallError> {
-        let named = failure.params.first().map_or("", String::as_str);
-        if let Some(known) = endpoint::find(named, self.known(login)) {
-            info!(pool = %self.wire.pool, from = %at, to = %known, "the coordinator is another member");
-            return Ok(known.clone());
-        }
-        let named: String =
-            named.chars().take(LONGEST_NAME_SHOWN).filter(|shown| !shown.is_control()).collect();
-        let detail = format!(
-            "pool {}: {at} says that the coordinator is `{named}`, which is no member that we know; nothing was sent \
-             there. If it is one, add it to pool.{}.members",
-            self.wire.pool, self.wire.pool
-        );
-        error!(pool = %self.wire.pool, from = %at, %named, "a member names a stranger as coordinator");
-        Err(CallError::Untrusted { detail })
-    }
-
-    fn known<'s>(&'s self, login: &'s Login) -> impl Iterator<Item = &'s Endpoint> {
-        std::iter::once(&self.home).chain(&self.members).chain(&login.learnt)
     }
 
     fn no_answer(&self, method: Method, sent: bool, detail: String) -> CallError {
@@ -506,8 +345,11 @@ fn judge(pool: &PoolConfig, mismatch: &Mismatch) -> Result<Judge, ClientError> {
 }
 
 fn encoded(method: Method, session: &Session, params: &[Value]) -> Result<String, CallError> {
-    let mut all = Vec::with_capacity(params.len() + 1);
+    let mut all = Vec::with_capacity(params.len() + 2);
     all.push(Value::string(&session.reference));
+    if method == Method::SessionGetRecord {
+        all.push(Value::string(&session.reference));
+    }
     all.extend_from_slice(params);
     let prefix = if method.is_async() { "Async." } else { "" };
     codec::encode_call(&format!("{prefix}{}", method.name()), &all).map_err(|error: CodecError| {
@@ -517,19 +359,5 @@ fn encoded(method: Method, session: &Session, params: &[Value]) -> Result<String
     })
 }
 
-/// The addresses in `host.get_all_records`; a host whose record cannot be read is left out.
-fn addresses(hosts: &BTreeMap<String, Value>, port: u16) -> Vec<Endpoint> {
-    let hosts = hosts.iter().filter_map(|(reference, host)| HostRecord::decode(reference, host).ok());
-    hosts.filter_map(|host| Endpoint::parse(&host.address, port)).collect()
-}
-
-/// How often a HOST_IS_SLAVE answer is followed in one call.
-const MAX_HOPS: u32 = 3;
-const LOGIN: &str = Method::SessionLogin.name();
-/// `session.login_with_password`'s third parameter; xapi ignores it.
-const CLIENT_VERSION: &str = "1.0";
 const DEFAULT_CALLS_AT_ONCE: usize = 8;
 const LOGIN_COOLDOWN: Duration = Duration::from_secs(60);
-const LEARN_DEADLINE: Duration = Duration::from_secs(5);
-const LOGOUT_DEADLINE: Duration = Duration::from_secs(5);
-const LONGEST_NAME_SHOWN: usize = 64;

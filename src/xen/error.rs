@@ -1,7 +1,9 @@
 //! What can go wrong with a call, and what it means for the caller. Pure.
 //!
 //! Invariant: an outcome that may have happened is never classed as one to repeat blindly. Codes are matched by
-//! name only, never by the number of their parameters, which differs between releases.
+//! name only, never by the number of their parameters, which differs between releases. The table is in `codes`.
+
+mod codes;
 
 use std::fmt;
 
@@ -128,57 +130,23 @@ pub enum Class {
 }
 
 impl Class {
-    /// What a pool's failure means. A code that is not in the table will not get better by itself.
+    /// What a pool's failure means. A code that nobody has thought about will not get better by itself.
     pub fn of(failure: &Failure) -> Self {
-        match failure.code.as_str() {
-            "SESSION_INVALID" => Self::Relogin,
-            "HOST_IS_SLAVE" => Self::Redirect,
-
-            // A lock held by another operation, or a server that is busy.
-            "OTHER_OPERATION_IN_PROGRESS"
-            | "TOO_BUSY"
-            | "TOO_MANY_PENDING_TASKS"
-            | "VM_NOT_RESIDENT_HERE"
-            | "VDI_IN_USE"
-            | "SR_BACKEND_FAILURE_46"
-            | "FAILED_TO_START_EMULATOR" => Self::Retry,
-            // Event feeds start again with an empty token.
-            "EVENTS_LOST" | "EVENT_FROM_TOKEN_PARSE_FAILURE" => Self::Retry,
-            // A catch-all; but a bootloader that found nothing to boot finds nothing the second time either.
-            "INTERNAL_ERROR" if bootloader_message(failure).is_none() => Self::Retry,
-
-            // The toolstack or a host is away, starting, full or in maintenance.
-            "HOST_STILL_BOOTING"
-            | "HOST_IN_EMERGENCY_MODE"
-            | "HOST_OFFLINE"
-            | "HOST_NOT_LIVE"
-            | "HOST_MASTER_CANNOT_TALK_BACK"
-            | "CANNOT_CONTACT_HOST"
-            | "NO_HOSTS_AVAILABLE"
-            | "HOST_NOT_ENOUGH_FREE_MEMORY"
-            | "HOST_NOT_ENOUGH_PCPUS"
-            | "HOST_DISABLED"
-            | "HOST_DISABLED_UNTIL_REBOOT"
-            | "HOST_EVACUATE_IN_PROGRESS"
-            | "HA_ENABLE_IN_PROGRESS"
-            | "HA_DISABLE_IN_PROGRESS"
-            | "NOT_SUPPORTED_DURING_UPGRADE"
-            | "VM_HOST_INCOMPATIBLE_VERSION"
-            | "VM_REQUIRES_SR"
-            | "VM_REQUIRES_NETWORK" => Self::SlowRetry,
-
-            // The VM is not what we believed, or may have changed: read it again and plan again.
-            "VM_BAD_POWER_STATE"
-            | "MAP_DUPLICATE_KEY"
-            | "HANDLE_INVALID"
-            | "VM_HALTED"
-            | "VM_REBOOTED"
-            | "VM_CRASHED"
-            | "VM_FAILED_SHUTDOWN_ACKNOWLEDGMENT"
-            | "VM_SHUTDOWN_TIMEOUT" => Self::Observe,
-
-            _ => Self::Permanent,
+        // A catch-all; but a bootloader that found nothing to boot finds nothing the second time either.
+        if bootloader_message(failure).is_some() {
+            return Self::Permanent;
         }
+        Self::known(&failure.code).unwrap_or(Self::Permanent)
+    }
+
+    /// The class of an error code by the table or a rule; `None`: it is in neither.
+    pub fn known(code: &str) -> Option<Self> {
+        codes::known(code)
+    }
+
+    /// Every code of the table, with its class.
+    pub fn table() -> impl Iterator<Item = (&'static str, Self)> {
+        codes::all()
     }
 }
 

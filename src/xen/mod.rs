@@ -4,11 +4,15 @@
 //! simulator's pool model answers the same calls directly in World.
 
 pub mod api;
+pub mod bootloader;
 pub mod client;
 pub mod codec;
 mod endpoint;
 pub mod error;
+pub mod identity;
 pub mod records;
+pub mod release;
+pub mod rights;
 mod tls;
 
 use std::{collections::BTreeMap, fmt, time::Duration};
@@ -81,10 +85,12 @@ impl Value {
 pub enum Method {
     SessionLogin,
     SessionLogout,
+    SessionGetRecord,
     PoolGetAllRecords,
     PoolSyncDatabase,
     HostGetAllRecords,
     HostMetricsGetAllRecords,
+    HostComputeFreeMemory,
     VmGetAllRecords,
     VmGetByUuid,
     VmGetByNameLabel,
@@ -118,13 +124,15 @@ pub enum Method {
 
 impl Method {
     /// Every method.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 37] = [
         Self::SessionLogin,
         Self::SessionLogout,
+        Self::SessionGetRecord,
         Self::PoolGetAllRecords,
         Self::PoolSyncDatabase,
         Self::HostGetAllRecords,
         Self::HostMetricsGetAllRecords,
+        Self::HostComputeFreeMemory,
         Self::VmGetAllRecords,
         Self::VmGetByUuid,
         Self::VmGetByNameLabel,
@@ -161,10 +169,12 @@ impl Method {
         match self {
             Self::SessionLogin => "session.login_with_password",
             Self::SessionLogout => "session.logout",
+            Self::SessionGetRecord => "session.get_record",
             Self::PoolGetAllRecords => "pool.get_all_records",
             Self::PoolSyncDatabase => "pool.sync_database",
             Self::HostGetAllRecords => "host.get_all_records",
             Self::HostMetricsGetAllRecords => "host_metrics.get_all_records",
+            Self::HostComputeFreeMemory => "host.compute_free_memory",
             Self::VmGetAllRecords => "VM.get_all_records",
             Self::VmGetByUuid => "VM.get_by_uuid",
             Self::VmGetByNameLabel => "VM.get_by_name_label",
@@ -241,7 +251,7 @@ impl Method {
 }
 
 /// One pool, as something that answers XenAPI calls. The transport adds the session reference itself: `params`
-/// never hold it. For a method that [`Method::is_async`], the answer is the task's reference.
+/// never hold it, also where it is the object asked for ([`Method::SessionGetRecord`]). For a method that [`Method::is_async`], the answer is the task's reference.
 pub trait Transport: Send + Sync + fmt::Debug {
     /// One call. Never retried by the transport when it may have had an effect: an unknown outcome is
     /// [`CallError::Unknown`], and the caller looks. SESSION_INVALID is answered by one new login and one

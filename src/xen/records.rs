@@ -158,16 +158,18 @@ pub struct VmRecord {
     pub resident_on: String,
     /// `memory_static_max`, in bytes.
     pub memory_static_max: u64,
+    /// `memory_dynamic_min`, in bytes: what a start needs.
+    pub memory_dynamic_min: u64,
     /// `HVM_shadow_multiplier`.
     pub hvm_shadow_multiplier: f64,
 }
 
 impl VmRecord {
-    /// Whether the next start will be paravirtualized: `domain_type` is `pv` or `pv_in_pvh`, or, where the pool
-    /// has no domain_type or left it `unspecified`, the policy is empty.
+    /// Whether the next start has no BIOS and goes through the PV boot fields: `domain_type` is `pv`, `pv_in_pvh` or
+    /// `pvh`, or, where the pool has no domain_type or left it `unspecified`, the policy is empty.
     pub fn is_pv(&self) -> bool {
         match self.domain_type.as_deref() {
-            Some("pv" | "pv_in_pvh") => true,
+            Some("pv" | "pv_in_pvh" | "pvh") => true,
             None | Some("unspecified") => self.hvm_boot_policy.is_empty(),
             Some(_) => false,
         }
@@ -212,6 +214,7 @@ impl Record for VmRecord {
             domid: fields.int("domid")?,
             resident_on: fields.text("resident_on")?,
             memory_static_max: fields.bytes("memory_static_max")?,
+            memory_dynamic_min: fields.bytes("memory_dynamic_min")?,
             hvm_shadow_multiplier: fields.float("HVM_shadow_multiplier")?,
         })
     }
@@ -434,6 +437,25 @@ impl Record for HostMetrics {
     fn decode(reference: &str, value: &Value) -> Result<Self, RecordError> {
         let fields = Fields::of("host_metrics", value)?;
         Ok(Self { reference: reference.to_owned(), memory_total: fields.bytes("memory_total")? })
+    }
+}
+
+/// What bootflip reads of its own session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionRecord {
+    /// `is_local_superuser`: root, who may everything.
+    pub is_local_superuser: bool,
+    /// `rbac_permissions`: the messages that the session may send, in lower case; empty for root.
+    pub rbac_permissions: Vec<String>,
+}
+
+impl Record for SessionRecord {
+    fn decode(_reference: &str, value: &Value) -> Result<Self, RecordError> {
+        let fields = Fields::of("session", value)?;
+        Ok(Self {
+            is_local_superuser: fields.flag("is_local_superuser")?,
+            rbac_permissions: fields.set("rbac_permissions")?,
+        })
     }
 }
 

@@ -1,5 +1,6 @@
 //! The XenAPI client against a server that misbehaves: sessions, redirects, trust, lost answers, deadlines.
 
+mod identity;
 mod server;
 
 use std::{
@@ -22,6 +23,7 @@ use bootflip::{
     },
 };
 use futures_util::future::join_all;
+use identity::host;
 use server::{Call, Reply, Server, listener};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
@@ -89,8 +91,8 @@ async fn one_login_serves_all_calls() {
     let calls = server.calls();
     let login = ["root", PASSWORD, "1.0", "bootflip test"].map(Value::string).to_vec();
     assert_eq!(calls[0], Call { method: LOGIN.into(), params: login });
-    assert_eq!(calls[1].method, "host.get_all_records");
-    assert!(calls[2..].iter().all(|call| call.params[0] == Value::string("OpaqueRef:session")));
+    assert_eq!((&*calls[1].method, &*calls[2].method), ("pool.get_all_records", "host.get_all_records"));
+    assert!(calls[3..].iter().all(|call| call.params[0] == Value::string("OpaqueRef:session")));
     let methods = server.methods();
     assert_eq!(methods[21..], ["Async.VM.start", "session.logout"]);
     let wanted = vec![
@@ -154,7 +156,7 @@ async fn a_coordinator_that_steps_down_in_the_middle_is_left() {
     let address = next.address.to_string();
     let named = address.clone();
     let first = Server::start(move |call| match call.method.as_str() {
-        LOGIN | "host.get_all_records" => friendly(call),
+        LOGIN | "host.get_all_records" | "pool.get_all_records" => friendly(call),
         _ => failure("HOST_IS_SLAVE", &[&named]),
     })
     .await;
@@ -203,21 +205,6 @@ async fn twins() -> [tokio::net::TcpListener; 2] {
 
 #[tokio::test]
 async fn a_member_that_the_pool_listed_itself_is_trusted() {
-    let host = |address: &str| {
-        let text = |name: &str, value: &str| (name.to_owned(), Value::string(value));
-        let mut host = BTreeMap::from([
-            text("uuid", "h"),
-            text("name_label", "xs2"),
-            text("address", address),
-            text("API_version_major", "2"),
-            text("API_version_minor", "15"),
-            text("metrics", "OpaqueRef:hm"),
-        ]);
-        host.insert("enabled".into(), Value::Bool(true));
-        host.insert("software_version".into(), Value::Struct(BTreeMap::new()));
-        host.insert("capabilities".into(), Value::Array(vec![]));
-        Value::Struct(host)
-    };
     let [one, two] = twins().await;
     let next = Server::run(two, None, friendly);
     let first = Server::run(one, None, move |call| match call.method.as_str() {
@@ -264,7 +251,7 @@ async fn a_pool_that_starts_is_unreachable() {
 #[tokio::test]
 async fn a_lost_answer_is_unknown_only_where_something_may_have_changed() {
     let server = Server::start(|call| match call.method.as_str() {
-        LOGIN | "host.get_all_records" => friendly(call),
+        LOGIN | "host.get_all_records" | "pool.get_all_records" => friendly(call),
         _ => Reply::Lost,
     })
     .await;
@@ -279,7 +266,7 @@ async fn a_lost_answer_is_unknown_only_where_something_may_have_changed() {
 #[tokio::test]
 async fn an_answer_that_trickles_in_hits_the_total_deadline() {
     let server = Server::start(|call| match call.method.as_str() {
-        LOGIN | "host.get_all_records" => friendly(call),
+        LOGIN | "host.get_all_records" | "pool.get_all_records" => friendly(call),
         _ => Reply::Trickle,
     })
     .await;
@@ -332,7 +319,7 @@ async fn answers_that_are_not_xenapi_are_protocol_errors() {
     ];
     for (raw, wanted) in rows {
         let server = Server::start(move |call| match call.method.as_str() {
-            LOGIN | "host.get_all_records" => friendly(call),
+            LOGIN | "host.get_all_records" | "pool.get_all_records" => friendly(call),
             _ => Reply::Raw(raw.into()),
         })
         .await;

@@ -1,15 +1,19 @@
 //! Reading what E0 judges.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{Executor, OperationError, PoolAccess};
 use crate::{
     provision::{
         job::{Job, NewJob},
-        preflight::{Cleared, Facts, judge},
+        preflight::{Cleared, Facts, hosts_to_ask, hvm_memory, judge},
         reason::Reason,
     },
-    xen::{CallError, api::Api, records::is_null},
+    xen::{
+        CallError,
+        api::Api,
+        records::{HostRecord, VmRecord, is_null},
+    },
 };
 
 /// What `deploy --plan` shows of one VM.
@@ -99,6 +103,32 @@ impl Executor {
         let hosts = api.hosts().await?;
         let host_metrics = api.host_metrics().await?;
         let possible_hosts = api.possible_hosts(&reference).await?;
-        Ok(Facts { vm, metrics, vbds, vifs, pool, hosts, host_metrics, possible_hosts })
+        let free_memory = free_memory(api, &vm, &hosts, &possible_hosts).await?;
+        Ok(Facts { vm, metrics, vbds, vifs, pool, hosts, host_metrics, possible_hosts, free_memory })
     }
+}
+
+/// Asks hosts for their free memory until one has room for the VM as HVM.
+async fn free_memory(
+    api: &Api,
+    vm: &VmRecord,
+    hosts: &[HostRecord],
+    possible_hosts: &[String],
+) -> Result<BTreeMap<String, u64>, CallError> {
+    let needed = hvm_memory(vm.memory_dynamic_min);
+    let mut all = BTreeMap::new();
+    for host in hosts_to_ask(vm, hosts, possible_hosts) {
+        match api.free_memory(&host.reference).await {
+            Ok(free) => {
+                all.insert(host.reference.clone(), free);
+                if free >= needed {
+                    break;
+                }
+            }
+            // The host is away, or tells no figure: then nothing speaks against it.
+            Err(error) if error.failure().is_some() => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(all)
 }

@@ -47,6 +47,7 @@ fn vm() -> BTreeMap<String, Value> {
         ("domid", text("-1")),
         ("resident_on", text("OpaqueRef:NULL")),
         ("memory_static_max", text("1073741824")),
+        ("memory_dynamic_min", text("536870912")),
         ("HVM_shadow_multiplier", Value::Double(1.0)),
         ("last_booted_record", text("ignored")),
     ])
@@ -114,7 +115,7 @@ fn what_starts_paravirtualized_is_told_from_both_fields() {
         (Some("unspecified"), "BIOS order", false),
         (Some("pv"), "", true),
         (Some("pv_in_pvh"), "", true),
-        (Some("pvh"), "", false),
+        (Some("pvh"), "", true),
         (Some("hvm"), "BIOS order", false),
         (Some("hvm"), "", false),
         (Some("of_tomorrow"), "", false),

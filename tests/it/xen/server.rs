@@ -80,10 +80,11 @@ impl Server {
         self.shared.calls.lock().unwrap().clone()
     }
 
-    /// The methods called, without the look-up of members that follows each login.
+    /// The methods called, without the look-ups of pool and members that follow each login.
     pub(super) fn methods(&self) -> Vec<String> {
         let calls = self.calls().into_iter().map(|call| call.method);
-        calls.filter(|method| method != "host.get_all_records").collect()
+        let looks = ["host.get_all_records", "pool.get_all_records"];
+        calls.filter(|method| !looks.contains(&method.as_str())).collect()
     }
 
     pub(super) fn connections(&self) -> usize {
