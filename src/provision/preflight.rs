@@ -246,7 +246,8 @@ const STAY_HVM: &str = "--stay-hvm installs it and leaves it HVM, booting from i
 
 /// Whether the VM can come back as what it is. PVH is not PV: it needs no PV support of Xen.
 fn boots_pv(job: &Job, facts: &Facts) -> Result<(), Refusal> {
-    if facts.vm.domain_type.as_deref() == Some("pvh") {
+    let stays = job.options.stay_hvm && job.profile.kind == ProfileKind::Install;
+    if stays || facts.vm.domain_type.as_deref() == Some("pvh") {
         return Ok(());
     }
     let refuse = |text: String| Err((Reason::PvUnsupported, format!("{text}; {STAY_HVM}")));
