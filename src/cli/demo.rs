@@ -5,7 +5,11 @@ use std::{ffi::OsString, io::Write};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 
-use crate::sim::demo::{self, Break, DemoOptions, MAX_VMS, children::become_child};
+use super::simulate;
+use crate::sim::{
+    demo::{self, Break, DemoOptions, MAX_VMS, children::become_child},
+    pool::Release,
+};
 
 /// The whole cycle on loopback: simulated pool, simulated PXE clients, real packets.
 #[derive(Debug, Clone, Args)]
@@ -16,6 +20,12 @@ pub struct DemoArgs {
     /// Fixes names, MACs, faults and durations (not the interleaving).
     #[arg(long, value_name = "S", default_value_t = 1)]
     seed: u64,
+    /// Which release the pool runs.
+    #[arg(long, value_name = "R", default_value = "8.2", value_parser = simulate::release)]
+    release: Release,
+    /// Leaves the VMs HVM, booting from their disks: for releases that cannot start PV guests.
+    #[arg(long)]
+    stay_hvm: bool,
     /// Lets things go wrong: lost replies, expired sessions, a coordinator change, a failing installer, a person's
     /// hand, SIGKILLs to the server.
     #[arg(long)]
@@ -46,8 +56,19 @@ enum BreakArg {
     Report,
 }
 
-/// Plays the demo and prints its result. True: all went as it should (exit code 0, else 1).
-pub async fn run(args: &DemoArgs) -> anyhow::Result<bool> {
+/// How a demo ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Played {
+    /// All went as it should.
+    Well,
+    /// This release takes none of the VMs, and nothing was changed.
+    Refused,
+    /// Something did not.
+    Badly,
+}
+
+/// Plays the demo and prints its result.
+pub async fn run(args: &DemoArgs) -> anyhow::Result<Played> {
     let program = std::env::current_exe().context("cannot tell where this program is")?;
     if let Some(parent) = args.child_of {
         match become_child(&program, parent, &args.child)? {}
@@ -55,6 +76,8 @@ pub async fn run(args: &DemoArgs) -> anyhow::Result<bool> {
     let options = DemoOptions {
         vms: args.vms,
         seed: args.seed,
+        release: args.release,
+        stay_hvm: args.stay_hvm,
         faults: args.faults,
         json: args.json,
         broken: args.broken.map(|broken| match broken {
@@ -67,5 +90,9 @@ pub async fn run(args: &DemoArgs) -> anyhow::Result<bool> {
     let document = demo::run(&options).await?;
     let text = if args.json { serde_json::to_string_pretty(&document)? + "\n" } else { document.table() };
     std::io::stdout().write_all(text.as_bytes()).context("cannot print the result")?;
-    Ok(document.ok)
+    Ok(match (document.ok, document.is_refused()) {
+        (true, _) => Played::Well,
+        (false, true) => Played::Refused,
+        (false, false) => Played::Badly,
+    })
 }

@@ -173,7 +173,12 @@ async fn run(cli: Cli) -> Answer {
         Command::Jobs(command) => jobs::run(&command, &config).await,
         Command::Restore(args) => restore::run(&args, &config).await,
         Command::Render(args) => render::run(&args, &config).await,
-        Command::Demo(args) => played(demo::run(&args).await),
+        Command::Demo(args) => match demo::run(&args).await {
+            Ok(demo::Played::Well) => Ok(Ended::Done),
+            Ok(demo::Played::Refused) => Ok(Ended::Refused),
+            Ok(demo::Played::Badly) => Ok(Ended::Failed),
+            Err(error) => Err(Stop::new(Ended::Failed, format!("{error:#}"))),
+        },
         Command::Lab(args) => played(lab::run(&args).await),
         Command::Simulate(args) => simulate::run(&args).await,
     }

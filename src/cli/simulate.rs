@@ -33,7 +33,7 @@ pub(super) struct SimulateArgs {
     lab: Option<PathBuf>,
 }
 
-fn release(name: &str) -> Result<Release, String> {
+pub(super) fn release(name: &str) -> Result<Release, String> {
     let known = || Release::ALL.map(|release| release.name).join(", ");
     Release::named(name).ok_or_else(|| format!("known releases: {}", known()))
 }

@@ -205,8 +205,7 @@ async fn guests_side_by_side_hear_only_what_is_theirs() {
 async fn guests_of_a_simulated_pool_install_and_then_run_what_they_installed() {
     let (wire, log) = start().await;
     let program = "bootflip".into();
-    let options =
-        DemoOptions { vms: 1, seed: 5, faults: false, json: true, broken: None, program, keep: false };
+    let options = DemoOptions { vms: 1, seed: 5, json: true, program, ..DemoOptions::default() };
     let plan = DemoPlan::new(&options);
     let mut pool = Pool::new(5, Release::V8_2);
     let uuid = pool.add_vm(VmSpec { macs: vec![plan.vms[0].mac], ..VmSpec::default() });

@@ -170,8 +170,7 @@ mod tests {
     fn load(broken: Option<Break>) -> config::Config {
         let folder = tempfile::tempdir().unwrap();
         let program = "bootflip".into();
-        let options =
-            DemoOptions { vms: 8, seed: 1, faults: false, json: true, broken, program, keep: false };
+        let options = DemoOptions { json: true, broken, program, ..DemoOptions::default() };
         let ports = Ports {
             pool: 4001,
             dhcp_server: 4002,

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::sim::pool::Release;
+
 /// What to break on purpose, so that a test sees the demo fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Break {
@@ -18,6 +20,10 @@ pub struct DemoOptions {
     pub vms: u16,
     /// Fixes names, MACs, faults and durations; not the interleaving.
     pub seed: u64,
+    /// What the pool runs.
+    pub release: Release,
+    /// `deploy --stay-hvm`.
+    pub stay_hvm: bool,
     /// Whether things go wrong on purpose.
     pub faults: bool,
     /// One JSON document at the end, no progress.
@@ -32,6 +38,22 @@ pub struct DemoOptions {
 
 /// The most VMs of one demo.
 pub const MAX_VMS: u16 = 1000;
+
+impl Default for DemoOptions {
+    fn default() -> Self {
+        Self {
+            vms: 8,
+            seed: 1,
+            release: Release::V8_2,
+            stay_hvm: false,
+            faults: false,
+            json: false,
+            broken: None,
+            program: PathBuf::new(),
+            keep: false,
+        }
+    }
+}
 
 impl DemoOptions {
     /// Installations at once: 4, and a tenth of many VMs.

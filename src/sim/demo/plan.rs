@@ -76,7 +76,7 @@ pub struct Hand {
 }
 
 /// All that a seed decides.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DemoPlan {
     /// The VMs.
     pub vms: Vec<VmPlan>,
@@ -86,6 +86,8 @@ pub struct DemoPlan {
     pub hands: Vec<Hand>,
     /// Mishaps of guests that are counted as faults: name and VM.
     pub mishaps: Vec<(&'static str, usize)>,
+    /// The VMs stay HVM, and boot from their disks.
+    pub stays_hvm: bool,
 }
 
 /// The pool's second host, which becomes the coordinator.
@@ -102,7 +104,7 @@ impl DemoPlan {
     pub fn new(options: &DemoOptions) -> Self {
         let retry_for = if options.broken == Some(Break::Report) { RETRY_FOR_BROKEN } else { RETRY_FOR };
         let vms = (0..u64::from(options.vms)).map(|at| vm(options.seed, at, retry_for)).collect();
-        let mut plan = Self { vms, wire: vec![], hands: vec![], mishaps: vec![] };
+        let mut plan = Self { vms, stays_hvm: options.stay_hvm, ..Self::default() };
         if options.faults {
             plan.add_faults(options.seed);
         }
@@ -197,7 +199,7 @@ mod tests {
     use super::*;
 
     fn options(vms: u16, seed: u64, faults: bool) -> DemoOptions {
-        DemoOptions { vms, seed, faults, json: true, broken: None, program: "bootflip".into(), keep: false }
+        DemoOptions { vms, seed, faults, program: "bootflip".into(), ..DemoOptions::default() }
     }
 
     #[test]

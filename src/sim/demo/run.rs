@@ -33,7 +33,7 @@ use super::{
 };
 use crate::sim::{
     guest::client::{Wire, WireConfig, WireError},
-    pool::{DEFAULT_PASSWORD, PersonAct, Pool, Release, VmSpec},
+    pool::{DEFAULT_PASSWORD, PersonAct, Pool, VmSpec},
     server::{SimError, SimOptions, SimServer},
 };
 
@@ -129,7 +129,7 @@ impl Drop for Demo<'_> {
 impl<'o> Demo<'o> {
     async fn start(options: &'o DemoOptions, folder: &Path) -> Result<Self, DemoError> {
         let plan = DemoPlan::new(options);
-        let mut pool = Pool::new(options.seed, Release::V8_2);
+        let mut pool = Pool::new(options.seed, options.release);
         let uuids: Vec<String> = plan.vms.iter().map(|vm| pool.add_vm(spec(vm))).collect();
         let before = uuids.iter().filter_map(|uuid| pool.truth(uuid)).collect();
         let sim_options = SimOptions { device: Some(DEVICE.to_owned()), ..SimOptions::default() };
@@ -195,7 +195,8 @@ impl<'o> Demo<'o> {
             self.options.cap()
         ));
         let tag = format!("tag={}", layout::TAG);
-        let deploy = ["deploy", &tag, "--profile", layout::PROFILE, "--wait", "--yes", "--json"];
+        let mut deploy = vec!["deploy", &tag, "--profile", layout::PROFILE, "--wait", "--yes", "--json"];
+        deploy.extend(self.options.stay_hvm.then_some("--stay-hvm"));
         self.deploy = Some(self.program.spawn(&deploy, DEPLOY).map_err(DemoError::Child)?);
         let ends = Instant::now() + self.longest();
         let mut tick = interval(self.tick_time());

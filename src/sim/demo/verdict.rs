@@ -60,19 +60,20 @@ pub struct Facts<'a> {
 
 /// Judges one VM that should have been installed.
 pub fn judge(plan: &DemoPlan, facts: Facts<'_>) -> Verdict {
-    let mut complaints = differences(plan, facts);
+    let mut complaints = differences(plan, facts, plan.stays_hvm);
     let restored = complaints.is_empty();
     if facts.after.claim.is_some() {
         complaints.push("a claim is left".to_owned());
     }
-    let evidence = evidence(facts);
+    let evidence = evidence(plan, facts);
     if evidence != Evidence::Booted {
         complaints.push(format!("evidence is {}", evidence.label()));
     }
     let attempts = plan.vms.get(facts.index).map_or(1, super::plan::VmPlan::expected_attempts);
     let starts =
         (facts.after.hvm_starts - facts.before.hvm_starts, facts.after.pv_starts - facts.before.pv_starts);
-    if starts != (attempts, 1) {
+    let expected = if plan.stays_hvm { (attempts + 1, 0) } else { (attempts, 1) };
+    if starts != expected {
         complaints.push(format!(
             "started {} times as HVM and {} times as PV in {attempts} attempts",
             starts.0, starts.1
@@ -84,7 +85,7 @@ pub fn judge(plan: &DemoPlan, facts: Facts<'_>) -> Verdict {
 
 /// Judges one VM whose installation was broken on purpose: it must be as if nothing had been.
 pub fn judge_undone(plan: &DemoPlan, facts: Facts<'_>) -> Verdict {
-    let mut complaints = differences(plan, facts);
+    let mut complaints = differences(plan, facts, false);
     let restored = complaints.is_empty();
     if facts.after.claim.is_some() {
         complaints.push("a claim is left".to_owned());
@@ -93,19 +94,23 @@ pub fn judge_undone(plan: &DemoPlan, facts: Facts<'_>) -> Verdict {
         complaints
             .push(format!("power_state is {}, was {}", facts.after.power_state, facts.before.power_state));
     }
-    Verdict { restored, evidence: evidence(facts), complaints }
+    Verdict { restored, evidence: evidence(plan, facts), complaints }
 }
 
 /// Whether the VM's record is what it was before, whatever runs: the state in which a failed attempt leaves it.
 pub fn is_undone(plan: &DemoPlan, facts: Facts<'_>) -> bool {
-    facts.after.claim.is_none() && facts.after.power_state == "Halted" && differences(plan, facts).is_empty()
+    facts.after.claim.is_none()
+        && facts.after.power_state == "Halted"
+        && differences(plan, facts, false).is_empty()
 }
 
-fn evidence(facts: Facts<'_>) -> Evidence {
+fn evidence(plan: &DemoPlan, facts: Facts<'_>) -> Evidence {
+    let as_asked = |mode: &BootMode| match mode {
+        BootMode::Pv => !plan.stays_hvm,
+        BootMode::Hvm { order } => plan.stays_hvm && order == "c",
+    };
     match &facts.after.domain {
-        Some(domain)
-            if domain.mode == BootMode::Pv && !domain.paused && facts.after.power_state == "Running" =>
-        {
+        Some(domain) if as_asked(&domain.mode) && !domain.paused && facts.after.power_state == "Running" => {
             if facts.booted_domid == Some(domain.domid) {
                 Evidence::Booted
             } else {
@@ -116,7 +121,7 @@ fn evidence(facts: Facts<'_>) -> Evidence {
     }
 }
 
-fn differences(plan: &DemoPlan, facts: Facts<'_>) -> Vec<String> {
+fn differences(plan: &DemoPlan, facts: Facts<'_>, stays_hvm: bool) -> Vec<String> {
     let (before, after) = (facts.before, facts.after);
     let mut expected_config = own_keys_removed(&before.other_config);
     let found_config = own_keys_removed(&after.other_config);
@@ -132,14 +137,21 @@ fn differences(plan: &DemoPlan, facts: Facts<'_>) -> Vec<String> {
             ("unspecified", _) => "hvm",
             (kind, _) => kind,
         });
+    let (mut domain_type, mut policy, mut params) =
+        (domain_type, before.hvm_boot_policy.as_str(), before.hvm_boot_params.clone());
+    if stays_hvm {
+        domain_type = domain_type.map(|_| "hvm");
+        policy = "BIOS order";
+        params.insert("order".to_owned(), "c".to_owned());
+    }
     let bootloader = match before.pv_bootloader.as_str() {
-        "eliloader" => "pygrub", // the declared change of an installation
+        "eliloader" if !stays_hvm => "pygrub", // the declared change of an installation
         other => other,
     };
     [
         ("domain_type", shown(&domain_type), shown(&after.domain_type.as_deref())),
-        ("HVM_boot_policy", shown(&before.hvm_boot_policy), shown(&after.hvm_boot_policy)),
-        ("HVM_boot_params", shown(&before.hvm_boot_params), shown(&after.hvm_boot_params)),
+        ("HVM_boot_policy", shown(&policy), shown(&after.hvm_boot_policy.as_str())),
+        ("HVM_boot_params", shown(&params), shown(&after.hvm_boot_params)),
         ("PV_bootloader", shown(&bootloader), shown(&after.pv_bootloader.as_str())),
         ("PV_args", shown(&before.pv_args), shown(&after.pv_args)),
         ("actions_after", shown(&before.actions_after), shown(&after.actions_after)),

@@ -9,7 +9,7 @@ use crate::{
 
 fn plan(faults: bool) -> DemoPlan {
     let program = "bootflip".into();
-    DemoPlan::new(&DemoOptions { vms: 8, seed: 7, faults, json: true, broken: None, program, keep: false })
+    DemoPlan::new(&DemoOptions { seed: 7, faults, program, ..DemoOptions::default() })
 }
 
 fn before() -> VmTruth {

@@ -293,7 +293,7 @@ impl<'o> Bench<'o> {
     fn document(&self) -> Result<Document, RunError> {
         let (log, calls) = self.scene.sim.pool.with(|pool, _| (pool.log().to_vec(), pool.client_calls()));
         // What the demo's judge expects: one attempt a VM, nobody's hand, no faults.
-        let plan = DemoPlan { vms: Vec::new(), wire: Vec::new(), hands: Vec::new(), mishaps: Vec::new() };
+        let plan = DemoPlan::default();
         let after = self.scene.after();
         let mut vms = Vec::new();
         for (index, (before, after)) in self.scene.before.iter().zip(after).enumerate() {

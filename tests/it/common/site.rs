@@ -369,7 +369,7 @@ fn demo_plan(plan: &Plan) -> DemoPlan {
         mac: vm.macs.first().copied().unwrap_or(MacAddr::new([2; 6])),
         attempts: vec![plan.guest.clone()],
     };
-    DemoPlan { vms: plan.vms.iter().map(one).collect(), wire: vec![], hands: vec![], mishaps: vec![] }
+    DemoPlan { vms: plan.vms.iter().map(one).collect(), ..DemoPlan::default() }
 }
 
 /// Runs a guest for every domain, and stops those whose domains are gone.
