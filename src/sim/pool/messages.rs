@@ -176,6 +176,28 @@ const KEY_ROLES: [(&str, Role); 4] = [
     ("XenCenter.CustomFields.*", Role::VmOperator),
 ];
 
+/// A message of a release, for whoever lists or checks them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MessageFacts {
+    /// Such as `VM.start`.
+    pub name: String,
+    /// Parameters after the session: least and most.
+    pub params: (usize, usize),
+    /// The weakest role that may send it.
+    pub role: Role,
+}
+
+/// A field of a release's records.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FieldFacts {
+    /// Such as `VM`.
+    pub class: &'static str,
+    /// Such as `HVM_boot_policy`.
+    pub name: &'static str,
+    /// `string` (also for an enum), `int`, `float`, `bool`, `datetime`, `ref`, `set` or `map`.
+    pub kind: &'static str,
+}
+
 /// What the release knows of this message; `None`: it has no such message.
 pub(super) fn known(api: Api, class: &str, name: &str) -> Option<Known> {
     let own = MESSAGES.iter().find(|message| message.name == name && message.class == class);
@@ -218,7 +240,7 @@ pub(super) fn all(api: Api) -> Vec<(String, Known)> {
     let mut found: Vec<(String, Known)> = MESSAGES.iter().filter_map(named).collect();
     for class in Class::ALL {
         let of_class = OF_RECORDS.iter().chain([&OF_NAMES]).map(|(name, _)| (*name).to_owned());
-        let of_fields = class.names(api).flat_map(|field| {
+        let of_fields = class.fields_of(api).flat_map(|(field, _)| {
             ["get_", "set_", "add_to_", "remove_from_"].map(|verb| format!("{verb}{field}"))
         });
         let tags = ["add_tags", "remove_tags"].map(str::to_owned);
