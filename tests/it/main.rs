@@ -16,6 +16,7 @@ mod lab;
 mod luck;
 mod recovery;
 mod refusals;
+mod releases_sim;
 mod simpool;
 mod stale;
 mod store;

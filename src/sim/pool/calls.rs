@@ -50,14 +50,17 @@ impl Pool {
             return Err(unknown());
         }
         messages::check_role(actor.role, plain, known, params)?;
-        messages::check_count(plain, known, params)?;
+        // A trusted caller has no session to ask about; it asks for its own.
+        if plain != "session.get_record" || !actor.session.is_empty() {
+            messages::check_count(plain, known, params)?;
+        }
         match (class, message) {
             ("session", "login_with_password") => return self.login(now, params),
             ("session", "logout") => {
                 self.doors.close(actor.session);
                 return Ok(Value::void());
             }
-            ("session", _) => return self.session_message(message, params),
+            ("session", _) => return self.session_message(actor, message, params),
             ("event", "from") => return self.event_from(now, params),
             ("event", _) => return self.event_message(now, actor.session, message, params),
             _ => {}
@@ -94,9 +97,9 @@ impl Pool {
             return Some(answer);
         }
         Some(match message {
-            "compute_free_memory" if class == Class::Host => self
-                .existing(class, params)
-                .map(|host| Value::string(self.free_memory(&host).to_string())),
+            "compute_free_memory" if class == Class::Host => {
+                self.existing(class, params).map(|host| Value::string(self.free_memory(&host).to_string()))
+            }
             "get_server_certificate" if class == Class::Host => {
                 self.existing(class, params).map(|_| Value::string(&self.certificate))
             }
@@ -145,9 +148,10 @@ impl Pool {
             });
             return Some(done.map(|()| Value::void()));
         }
-        let special = ["get_allowed", "set_", "assert_", "compute_"].iter().any(|start| message.starts_with(start))
-            || matches!(message, "get_possible_hosts" | "pool_migrate" | "power_state_reset")
-            || matches!(message, "clone" | "copy" | "provision" | "destroy");
+        let special =
+            ["get_allowed", "set_", "assert_", "compute_"].iter().any(|start| message.starts_with(start))
+                || matches!(message, "get_possible_hosts" | "pool_migrate" | "power_state_reset")
+                || matches!(message, "clone" | "copy" | "provision" | "destroy");
         if !special {
             return None;
         }
@@ -338,7 +342,9 @@ impl PersonAct {
             Self::Pause => ("VM.pause", vec![this()]),
             Self::Unpause => ("VM.unpause", vec![this()]),
             // To any other host: the model takes the null reference for that.
-            Self::Migrate => ("VM.pool_migrate", vec![this(), Value::string(NULL), Value::map(&BTreeMap::new())]),
+            Self::Migrate => {
+                ("VM.pool_migrate", vec![this(), Value::string(NULL), Value::map(&BTreeMap::new())])
+            }
             Self::Destroy => ("VM.destroy", vec![this()]),
             Self::Clone { name } => ("VM.clone", text(name)),
             Self::SetName(name) => ("VM.set_name_label", text(name)),

@@ -207,8 +207,11 @@ impl Pool {
 
     /// Takes a drive or a NIC away, and out of what points at it.
     pub(super) fn remove_device(&mut self, now: Timestamp, class: Class, device: &str) {
-        let (field, other) =
-            if class == Class::Vif { ("VIFs", (Class::Network, "network")) } else { ("VBDs", (Class::Vdi, "VDI")) };
+        let (field, other) = if class == Class::Vif {
+            ("VIFs", (Class::Network, "network"))
+        } else {
+            ("VBDs", (Class::Vdi, "VDI"))
+        };
         let vm = self.db.text(class, device, "VM").to_owned();
         let end = self.db.text(class, device, other.1).to_owned();
         self.unlink(now, (Class::Vm, &vm), field, device);
@@ -250,7 +253,10 @@ impl Pool {
         let (class, set, field) = of;
         let devices = self.db.set_of(Class::Vm, vm, set);
         let taken: Vec<&str> = devices.iter().map(|device| self.db.text(class, device, field)).collect();
-        (0..limit).map(|number| number.to_string()).filter(|number| !taken.contains(&number.as_str())).collect()
+        (0..limit)
+            .map(|number| number.to_string())
+            .filter(|number| !taken.contains(&number.as_str()))
+            .collect()
     }
 
     fn check_position(
@@ -288,7 +294,12 @@ impl Pool {
     pub fn add_sr(&mut self, name: &str, size: u64) -> String {
         let mut sr = self.draft(Class::Sr);
         let size = size.to_string();
-        sr.texts(&[("name_label", name), ("type", "ext"), ("content_type", "user"), ("physical_size", &size)]);
+        sr.texts(&[
+            ("name_label", name),
+            ("type", "ext"),
+            ("content_type", "user"),
+            ("physical_size", &size),
+        ]);
         let uuid = sr.word("uuid");
         self.store(Timestamp::from_millis(0), Class::Sr, sr);
         uuid
@@ -296,7 +307,8 @@ impl Pool {
 
     /// The pool's default SR from now on, by uuid; `None`: it has none.
     pub fn set_default_sr(&mut self, now: Timestamp, uuid: Option<&str>) {
-        let sr = uuid.and_then(|uuid| self.db.by_uuid(Class::Sr, uuid)).unwrap_or(super::schema::NULL).to_owned();
+        let sr =
+            uuid.and_then(|uuid| self.db.by_uuid(Class::Sr, uuid)).unwrap_or(super::schema::NULL).to_owned();
         let pool = self.pool_ref.clone();
         self.db.set_text(now, Class::Pool, &pool, "default_SR", &sr);
     }
@@ -320,4 +332,3 @@ impl Pool {
         Ok(())
     }
 }
-

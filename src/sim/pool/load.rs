@@ -50,7 +50,11 @@ struct Source<'a> {
 
 impl Source<'_> {
     fn wrong(self, place: &str, problem: &str) -> LoadError {
-        LoadError::Content { file: self.file.to_owned(), place: place.to_owned(), problem: problem.to_owned() }
+        LoadError::Content {
+            file: self.file.to_owned(),
+            place: place.to_owned(),
+            problem: problem.to_owned(),
+        }
     }
 
     fn object<'j>(self, owner: &'j Json, path: &str, name: &str) -> Result<&'j Map<String, Json>, LoadError> {
@@ -111,7 +115,7 @@ impl Pool {
             // Xapi keeps some members to itself: times of change, what is reserved.
             let Some(field) = class.field(api, name) else { continue };
             let read = read_value(field.kind, value);
-            let problem = format!("is not {}", field.kind.name());
+            let problem = format!("is not of type {}", field.kind.name());
             draft.put(name, read.ok_or_else(|| source.wrong(&place(&format!(".{name}")), &problem))?);
         }
         if members.get("uuid").and_then(Json::as_str).is_none() {

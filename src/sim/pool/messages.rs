@@ -4,7 +4,7 @@
 //! with the XenAPI data model, release by release.
 
 use super::{
-    release::{Api, BOSTON, CLEARWATER, ELY, MIDNIGHT_RIDE, RIO, TAMPA},
+    release::{Api, BOSTON, CLEARWATER, ELY, MIDNIGHT_RIDE, NILE, RIO, TAMPA},
     schema::{Class, Kind},
     spec::Role,
 };
@@ -88,14 +88,22 @@ const fn pool_wide(class: &'static str, name: &'static str, params: usize) -> Me
 /// Every message of the model that is no getter or setter of a field.
 const MESSAGES: &[Message] = &[
     session("get_auth_user_name", 1).since(MIDNIGHT_RIDE),
+    session("get_auth_user_sid", 1),
+    session("get_client_certificate", 1).since(NILE),
     session("get_is_local_superuser", 1),
     session("get_last_active", 1),
     session("get_originator", 1).since(CLEARWATER),
+    session("get_other_config", 1),
+    session("get_parent", 1).since(MIDNIGHT_RIDE),
     session("get_pool", 1),
     session("get_rbac_permissions", 1).since(MIDNIGHT_RIDE),
+    session("get_record", 1),
+    session("get_subject", 1),
+    session("get_tasks", 1).since(MIDNIGHT_RIDE),
     session("get_this_host", 1),
     session("get_this_user", 1),
     session("get_uuid", 1),
+    session("get_validation_time", 1),
     session("login_with_password", 2).up_to(4),
     session("logout", 0),
     event("from", 3).since(BOSTON),

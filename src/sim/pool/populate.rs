@@ -8,11 +8,7 @@ use super::{
     schema::{Class, EPOCH, NULL},
     spec::{DiskKind, DiskSpec, HostSpec, VmSpec},
 };
-use crate::{
-    clock::Timestamp,
-    machine::MacAddr,
-    xen::Value,
-};
+use crate::{clock::Timestamp, machine::MacAddr, xen::Value};
 
 /// Rows of the setting are older than everything that can be forgotten.
 pub(super) const LONG_AGO: Timestamp = Timestamp::from_millis(0);
@@ -297,13 +293,18 @@ impl Pool {
     }
 
     /// Adds a reference to a set of references.
-    pub(super) fn link(&mut self, now: Timestamp, (class, owner): (Class, &str), field: &str, reference: &str) {
+    pub(super) fn link(
+        &mut self,
+        now: Timestamp,
+        (class, owner): (Class, &str),
+        field: &str,
+        reference: &str,
+    ) {
         let mut references = self.db.set_of(class, owner, field);
         references.push(reference.to_owned());
         let references = references.into_iter().map(Value::String).collect();
         self.db.set(now, class, owner, field, Value::Array(references));
     }
-
 }
 
 fn describe_vm(draft: &mut Draft, spec: &VmSpec, metrics: &str) {

@@ -438,8 +438,7 @@ impl Pool {
         let keeps_note = !birth.by_start && self.release.notes_mode_at_start_only();
         let domain = self.new_domain(vm, (mode, kind), birth.host, now);
         let believed_hvm = if keeps_note { birth.believed_hvm } else { domain.believed_hvm };
-        let domain =
-            Domain { paused: birth.paused, diskless: birth.diskless, believed_hvm, lacks, ..domain };
+        let domain = Domain { paused: birth.paused, diskless: birth.diskless, believed_hvm, lacks, ..domain };
         self.domains.insert(vm.to_owned(), domain);
         self.write_boot_side_effects(now, vm, boot);
         self.follow_domain(now, vm);
@@ -585,5 +584,4 @@ impl Pool {
             drop(self.rebuild(now, vm));
         }
     }
-
 }

@@ -35,8 +35,11 @@ impl Pool {
         };
         // `set_memory` gives one value to all limits.
         let place = |index: usize| if message == "set_memory" { 1 } else { index + 1 };
-        let values: Result<Vec<u64>, Failure> =
-            fields.iter().enumerate().map(|(index, field)| number_param(params, place(index), field)).collect();
+        let values: Result<Vec<u64>, Failure> = fields
+            .iter()
+            .enumerate()
+            .map(|(index, field)| number_param(params, place(index), field))
+            .collect();
         let written = values.and_then(|values| {
             let pairs: Vec<(&str, u64)> = fields.iter().copied().zip(values).collect();
             self.set_sizes(now, vm, &pairs)
