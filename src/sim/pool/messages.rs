@@ -165,7 +165,7 @@ const OF_RECORDS: [(&str, usize); 4] =
     [("get_all", 0), ("get_all_records", 0), ("get_by_uuid", 1), ("get_record", 1)];
 const OF_NAMES: (&str, usize) = ("get_by_name_label", 1);
 /// Writes of these fields need another role than their class's usual one.
-const FIELD_ROLES: [(Class, &str, Role); 9] = [
+const FIELD_ROLES: [(Class, &str, Role); 8] = [
     (Class::Vm, "HVM_shadow_multiplier", Role::VmPowerAdmin),
     (Class::Vm, "affinity", Role::VmPowerAdmin),
     (Class::Network, "MTU", Role::VmAdmin),
@@ -174,7 +174,6 @@ const FIELD_ROLES: [(Class, &str, Role); 9] = [
     (Class::Pool, "guest_agent_config", Role::PoolAdmin),
     (Class::Pool, "telemetry_next_collection", Role::PoolAdmin),
     (Class::Pool, "uefi_certificates", Role::PoolAdmin),
-    (Class::Task, "other_config", Role::ReadOnly),
 ];
 /// Keys of `VM.other_config` that need another role than vm-admin; a `*` at the end stands for any rest.
 const KEY_ROLES: [(&str, Role); 4] = [
@@ -223,7 +222,8 @@ pub(super) fn known(api: Api, class: &str, name: &str) -> Option<Known> {
         return Some(reads(*params));
     }
     if name == OF_NAMES.0 {
-        return class.field(api, "name_label").map(|_| reads(OF_NAMES.1));
+        let named = class != Class::Pool && class.field(api, "name_label").is_some();
+        return named.then(|| reads(OF_NAMES.1));
     }
     let (verb, field) = field_verb(name)?;
     let spec = class.field(api, field)?;
