@@ -20,6 +20,7 @@ mod recovery;
 mod refusals;
 mod releases;
 mod safety;
+mod releases_sim;
 mod simpool;
 mod stale;
 mod store;
