@@ -286,7 +286,9 @@ impl Ledger {
         if came_back {
             self.violation("I5", format!("from {was:?} to {} by an outside event", job.state));
         }
-        let intended = |job: &Job| job.intent.is_some_and(|intent| intent.effect == Effect::Start);
+        let builds_hvm =
+            |effect| effect == Effect::Start || (effect == Effect::StartPv && job.options.stay_hvm);
+        let intended = |job: &Job| job.intent.is_some_and(|intent| builds_hvm(intent.effect));
         if intended(&job) && !before.as_ref().is_some_and(intended) {
             *self.start_intents.entry(job.vm_uuid.clone()).or_default() += 1;
         }
@@ -329,7 +331,8 @@ impl Ledger {
         let now = boot_settings(truth);
         let then = boot_settings(&original);
         let stays = job.filter(|job| job.options.stay_hvm && was_install(job));
-        let asked = stays.is_some() && now == boot_settings(&as_hvm(original));
+        let asked =
+            stays.is_some() && without_xapis_keys(truth.clone()) == without_xapis_keys(as_hvm(original));
         let must = stays.is_some_and(|job| job.state == State::Succeeded);
         if !asked && (now != then || must) {
             self.violation(invariant, format!("not restored: {now:?}, was {then:?}"));
@@ -397,6 +400,12 @@ fn as_hvm(mut vm: VmTruth) -> VmTruth {
     "BIOS order".clone_into(&mut vm.hvm_boot_policy);
     vm.hvm_boot_params.insert("order".to_owned(), "c".to_owned());
     vm
+}
+
+/// But for what xapi itself writes at every HVM start, the last one of a VM that stays HVM too.
+fn without_xapis_keys(mut vm: VmTruth) -> BootSettings {
+    vm.platform.retain(|key, _| !matches!(key.as_str(), "device-model" | "timeoffset"));
+    boot_settings(&vm)
 }
 
 type BootSettings = (Option<String>, String, BTreeMap<String, String>, [String; 3], BTreeMap<String, String>);
