@@ -4,11 +4,13 @@
 //! that came later is an `Option` and `None` on older pools; all other fields are ignored.
 
 mod fields;
+mod places;
 
 use std::collections::BTreeMap;
 
 use super::{Failure, Value};
 use fields::Fields;
+pub use places::{NetworkRecord, SrRecord};
 
 /// A record that is not what XenAPI declares.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -158,8 +160,16 @@ pub struct VmRecord {
     pub resident_on: String,
     /// `memory_static_max`, in bytes.
     pub memory_static_max: u64,
+    /// `memory_static_min`, in bytes: no limit may be below it.
+    pub memory_static_min: u64,
     /// `memory_dynamic_min`, in bytes: what a start needs.
     pub memory_dynamic_min: u64,
+    /// `memory_dynamic_max`, in bytes.
+    pub memory_dynamic_max: u64,
+    /// `VCPUs_max`.
+    pub vcpus_max: u64,
+    /// `VCPUs_at_startup`.
+    pub vcpus_at_startup: u64,
     /// `HVM_shadow_multiplier`.
     pub hvm_shadow_multiplier: f64,
 }
@@ -214,7 +224,11 @@ impl Record for VmRecord {
             domid: fields.int("domid")?,
             resident_on: fields.text("resident_on")?,
             memory_static_max: fields.bytes("memory_static_max")?,
+            memory_static_min: fields.bytes("memory_static_min")?,
             memory_dynamic_min: fields.bytes("memory_dynamic_min")?,
+            memory_dynamic_max: fields.bytes("memory_dynamic_max")?,
+            vcpus_max: fields.bytes("VCPUs_max")?,
+            vcpus_at_startup: fields.bytes("VCPUs_at_startup")?,
             hvm_shadow_multiplier: fields.float("HVM_shadow_multiplier")?,
         })
     }
@@ -300,6 +314,10 @@ pub struct VdiRecord {
     pub name_label: String,
     /// `virtual_size`, in bytes.
     pub virtual_size: u64,
+    /// `SR`: a reference.
+    pub sr: String,
+    /// `VBDs`: references, one for each VM that has it.
+    pub vbds: Vec<String>,
 }
 
 impl Record for VdiRecord {
@@ -310,6 +328,8 @@ impl Record for VdiRecord {
             uuid: fields.text("uuid")?,
             name_label: fields.text("name_label")?,
             virtual_size: fields.bytes("virtual_size")?,
+            sr: fields.text("SR")?,
+            vbds: fields.set("VBDs")?,
         })
     }
 }
@@ -358,6 +378,8 @@ pub struct PoolRecord {
     pub master: String,
     /// `ha_enabled`.
     pub ha_enabled: bool,
+    /// `default_SR`: a reference, null where none was chosen.
+    pub default_sr: String,
 }
 
 impl Record for PoolRecord {
@@ -369,6 +391,7 @@ impl Record for PoolRecord {
             name_label: fields.text("name_label")?,
             master: fields.text("master")?,
             ha_enabled: fields.flag("ha_enabled")?,
+            default_sr: fields.text("default_SR")?,
         })
     }
 }
