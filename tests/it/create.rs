@@ -187,8 +187,8 @@ async fn a_step_that_fails_leaves_nothing_behind() {
     // Nor one that fails late, with lost replies while it is cleared away.
     for (method, kind) in [
         ("VDI.destroy", FaultKind::LoseAfter),
-        ("VM.destroy", FaultKind::LoseAfter),
         ("VM.destroy", FaultKind::LoseBefore),
+        ("VM.destroy", FaultKind::LoseAfter),
     ] {
         let name = format!("{method} {kind:?}");
         site.sim.add_fault(Fault { name, when: Trigger::first(method), kind });
@@ -339,7 +339,7 @@ async fn vms_are_made_and_installed_by_one_command() {
     site.run(&["deploy", "web-1", "--network", NETWORK, "-p", "mini"]).await.ended(2).says("need --create");
     let answer = site.run(&line).await.ended(0).json();
     let states: Vec<_> = answer["jobs"].as_array().unwrap().iter().map(|job| &job["state"]).collect();
-    assert_eq!(states, ["succeeded", "succeeded"], "{answer}");
+    assert_eq!(states, ["Succeeded", "Succeeded"], "{answer}");
     assert_eq!(answer["created"].as_array().unwrap().len(), 2);
     for name in ["web-1", "web-2"] {
         let truth = site.truth(name);
