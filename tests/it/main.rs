@@ -18,6 +18,7 @@ mod luck;
 mod recovery;
 mod refusals;
 mod releases;
+mod releases_sim;
 mod simpool;
 mod stale;
 mod store;

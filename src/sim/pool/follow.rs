@@ -28,10 +28,14 @@ impl Pool {
 
     /// Writes what the record tells of the VM's domain, or of its absence.
     pub(super) fn follow_domain(&mut self, now: Timestamp, vm: &str) {
+        if self.stale.contains(vm) {
+            return;
+        }
         let domain = self.domains.get(vm).cloned();
         let (state, domid, host) = match &domain {
             Some(domain) if domain.paused => ("Paused", domain.domid.to_string(), domain.host.as_str()),
             Some(domain) => ("Running", domain.domid.to_string(), domain.host.as_str()),
+            None if self.db.text(Class::Vm, vm, "power_state") == "Suspended" => return,
             None => ("Halted", "-1".to_owned(), NULL),
         };
         let was_on = self.db.text(Class::Vm, vm, "resident_on").to_owned();
@@ -47,13 +51,26 @@ impl Pool {
         self.db.set_text(now, Class::VmMetrics, &metrics, "memory_actual", &memory.to_string());
         for (drives, class) in [("VBDs", Class::Vbd), ("VIFs", Class::Vif)] {
             for device in self.db.set_of(Class::Vm, vm, drives) {
-                self.db.set(now, class, &device, "currently_attached", Value::Bool(domain.is_some()));
+                let lost = class == Class::Vbd && domain.as_ref().is_some_and(|domain| domain.diskless);
+                let attached = domain.is_some() && !lost;
+                self.db.set(now, class, &device, "currently_attached", Value::Bool(attached));
             }
         }
         if !domain.is_some_and(|domain| domain.agent) {
             self.hide_agent(now, vm);
         }
         self.refresh_allowed(now, vm);
+    }
+
+    /// `VM.power_state_reset`: the record says Halted, whatever lives.
+    pub(super) fn reset_power_state(&mut self, now: Timestamp, vm: &str) {
+        let domain = self.domains.remove(vm);
+        self.stale.remove(vm);
+        self.follow_domain(now, vm);
+        if let Some(domain) = domain {
+            self.domains.insert(vm.to_owned(), domain);
+            self.stale.insert(vm.to_owned());
+        }
     }
 
     fn note_resident(&mut self, now: Timestamp, was_on: &str, host: &str, vm: &str) {
@@ -85,7 +102,9 @@ impl Pool {
         };
         let mut allowed: Vec<Value> =
             Op::ALL.iter().filter(|op| fits(op)).map(|op| Value::string(op.name())).collect();
-        if idle && state == "Halted" {
+        if template && idle {
+            allowed.extend(["clone", "copy", "provision", "destroy", "export"].map(Value::string));
+        } else if idle && state == "Halted" {
             allowed.extend(
                 ["clone", "copy", "destroy", "export", "snapshot", "changing_VCPUs"].map(Value::string),
             );
@@ -107,6 +126,7 @@ impl Pool {
         let Some(domain) = self.domains.get_mut(vm).filter(|domain| !domain.told) else { return };
         domain.told = true;
         let (domid, mode) = (domain.born_as, domain.mode.clone());
+        let (lacks, diskless) = (domain.lacks.clone(), domain.diskless);
         let macs = self.db.set_of(Class::Vm, vm, "VIFs");
         let macs = macs.iter().filter_map(|vif| self.db.text(Class::Vif, vif, "MAC").parse().ok()).collect();
         self.starts.push(DomainStart {
@@ -116,6 +136,8 @@ impl Pool {
             macs,
             mode,
             was_paused,
+            lacks,
+            diskless,
         });
     }
 }

@@ -2,11 +2,16 @@
 
 use std::time::Duration;
 
+mod create;
 mod power;
+mod releases;
+mod sessions;
 
 use super::*;
 
 const START: Timestamp = Timestamp::from_millis(1_767_268_800_000); // 2026-01-01T12:00:00Z
+
+const ADMIN: Actor<'_> = Actor { caller: Caller::Client, role: Role::PoolAdmin, session: "" };
 
 /// A pool with one VM, and a clock.
 struct Rig {
@@ -36,7 +41,7 @@ impl Rig {
         let mut words = line.split(' ');
         let method = words.next().unwrap();
         let params: Vec<Value> = words.map(|word| self.value(word)).collect();
-        let answer = self.pool.perform(self.now, Caller::Client, Role::PoolAdmin, method, &params);
+        let answer = self.pool.perform(self.now, ADMIN, method, &params);
         self.show(answer)
     }
 
@@ -330,6 +335,21 @@ fn finished_tasks_are_collected() {
     for entry in rig.pool.log().iter().filter(|call| call.method == "Async.VM.start") {
         assert_eq!((entry.task.clone(), entry.vm.as_ref()), (Some(Ok(())), Some(&rig.uuid)));
     }
+}
+
+#[test]
+fn finished_tasks_above_two_hundred_are_culled() {
+    let mut rig = Rig::pv(Release::V8_2);
+    let mut first = String::new();
+    for number in 0..250 {
+        let answer = rig.call("Async.VM.set_PV_args VM quiet");
+        rig.wait(Duration::from_secs(1));
+        if number == 0 {
+            answer.trim_start_matches("ok ").clone_into(&mut first);
+        }
+    }
+    assert_eq!(rig.pool.db.count(Class::Task), 200);
+    assert_eq!(rig.call(&format!("task.get_status {first}")), format!("HANDLE_INVALID [task, {first}]"));
 }
 
 #[test]
