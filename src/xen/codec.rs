@@ -10,6 +10,7 @@
 
 mod decode;
 mod encode;
+mod scan;
 
 use super::{Failure, Value};
 use decode::{CAPS, Decoder, Tag};
