@@ -143,6 +143,11 @@ impl Pool {
         pool
     }
 
+    /// The release that it plays.
+    pub const fn release(&self) -> Release {
+        self.release
+    }
+
     /// Adds a VM; answers its uuid.
     pub fn add_vm(&mut self, spec: VmSpec) -> String {
         self.build_vm(spec)
