@@ -17,6 +17,7 @@ mod luck;
 mod recovery;
 mod refusals;
 mod simpool;
+mod simserver;
 mod stale;
 mod store;
 mod tftp;

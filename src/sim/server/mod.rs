@@ -4,9 +4,10 @@
 //! The pool lives in [`SharedPool`]; a driver lets due things happen by the real clock and hands domains that began
 //! to run to the body that plays guests. Invariant: nobody holds the pool's lock while waiting for anything.
 //!
-//! Where things are: `listen` sockets, `wire` HTTP and its bodies, `member` one call with its fault, `shared` the
+//! Where things are: `listen` sockets, `wire` HTTP and its bodies, `jsonrpc` one of the two, `member` one call with its fault, `shared` the
 //! pool and the fault plan behind their locks.
 
+mod jsonrpc;
 mod listen;
 mod member;
 mod shared;
