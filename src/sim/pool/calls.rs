@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 
 use super::{
     Pool,
+    messages::{self, Verb},
     power::{Op, Order},
-    release::Api,
-    schema::{Class, Kind},
-    spec::{PersonAct, Role},
+    schema::{Class, Kind, NULL},
+    sessions::Actor,
+    spec::PersonAct,
 };
 use crate::{
     clock::Timestamp,
@@ -18,7 +19,8 @@ use crate::{
 /// How much of one parameter the log keeps, in characters.
 const SUMMARY_LIMIT: usize = 160;
 /// Values that an enum field takes; a setter refuses others.
-const ENUMS: [(&str, &[&str]); 4] = [
+const ENUMS: [(&str, &[&str]); 5] = [
+    ("actions_after_softreboot", &["soft_reboot", "destroy", "restart", "preserve"]),
     ("domain_type", &["hvm", "pv", "pv_in_pvh", "pvh"]),
     ("actions_after_shutdown", &["destroy", "restart"]),
     ("actions_after_reboot", &["destroy", "restart"]),
@@ -27,17 +29,13 @@ const ENUMS: [(&str, &[&str]); 4] = [
         &["destroy", "coredump_and_destroy", "restart", "coredump_and_restart", "preserve", "rename_restart"],
     ),
 ];
-/// Since this API version a login may name its originator.
-const ORIGINATOR_SINCE: Api = super::release::CLEARWATER;
-/// Since this API version there is event.from.
-const EVENT_FROM_SINCE: Api = super::release::BOSTON;
 
 impl Pool {
     /// One message, session taken off.
     pub(super) fn dispatch(
         &mut self,
         now: Timestamp,
-        role: Role,
+        actor: Actor<'_>,
         method: &str,
         params: &[Value],
     ) -> Result<Value, Failure> {
@@ -47,24 +45,26 @@ impl Pool {
             None => (false, method),
         };
         let (class, message) = plain.split_once('.').ok_or_else(unknown)?;
-        if role < role_for(class, message) {
-            return Err(Failure::new("RBAC_PERMISSION_DENIED", &[plain, "No permission in user session"]));
+        let known = messages::known(self.release.api, class, message).ok_or_else(unknown)?;
+        if is_async && !known.is_async {
+            return Err(unknown());
         }
-        check_count(plain, message, params)?;
-        match (class, message, is_async) {
-            ("session", "login_with_password", false) => return self.login(params),
-            ("session", "logout", false) => return Ok(Value::void()),
-            ("event", "from", false) if self.release.api >= EVENT_FROM_SINCE => {
-                return self.event_from(now, params);
+        messages::check_role(actor.role, plain, known, params)?;
+        messages::check_count(plain, known, params)?;
+        match (class, message) {
+            ("session", "login_with_password") => return self.login(now, params),
+            ("session", "logout") => {
+                self.doors.close(actor.session);
+                return Ok(Value::void());
             }
+            ("session", _) => return self.session_message(message, params),
+            ("event", "from") => return self.event_from(now, params),
+            ("event", _) => return self.event_message(now, actor.session, message, params),
             _ => {}
         }
         let class = Class::named(class).ok_or_else(unknown)?;
         if !is_async {
             return self.message(now, class, message, params).unwrap_or_else(|| Err(unknown()));
-        }
-        if class == Class::Task {
-            return Err(unknown());
         }
         if let (Class::Vm, Some(op)) = (class, Op::named(message)) {
             return Ok(self.begin_order(now, op, params));
@@ -169,7 +169,10 @@ impl Pool {
                 Ok(())
             }),
             "destroy" => on_vm.and_then(|vm| self.destroy_vm(now, &vm)),
-            "pool_migrate" => on_vm.and_then(|vm| self.migrate(now, &vm)),
+            "pool_migrate" => on_vm.and_then(|vm| {
+                let wanted = text_param(params, 1)?.to_owned();
+                self.migrate(now, &vm, &wanted)
+            }),
             "clone" => {
                 return Some(on_vm.and_then(|vm| {
                     let name = text_param(params, 1)?.to_owned();
@@ -181,7 +184,7 @@ impl Pool {
         Some(done.map(|()| Value::void()))
     }
 
-    /// `get_F`, `set_F`, `add_to_F`, `remove_from_F` and the tags.
+    /// `get_F`, `set_F`, `add_to_F`, `remove_from_F` and the tags; that the release has it is known.
     fn field_message(
         &mut self,
         now: Timestamp,
@@ -189,44 +192,31 @@ impl Pool {
         message: &str,
         params: &[Value],
     ) -> Option<Result<Value, Failure>> {
-        let api = self.release.api;
-        let (verb, field) = ["add_to_", "remove_from_", "get_", "set_"]
-            .into_iter()
-            .find_map(|verb| message.strip_prefix(verb).map(|field| (verb, field)))
-            .or_else(|| matches!(message, "add_tags" | "remove_tags").then_some((message, "tags")))?;
-        let spec = class.field(api, field)?;
-        let on_maps = matches!(verb, "add_to_" | "remove_from_");
-        if verb != "get_" && !spec.writable || on_maps && spec.kind != Kind::Map {
-            return None;
-        }
+        let (verb, field) = messages::field_verb(message)?;
+        let kind = class.field(self.release.api, field)?.kind;
         let reference = match self.existing(class, params) {
             Ok(reference) => reference,
             Err(failure) => return Some(Err(failure)),
         };
         Some(match verb {
-            "get_" => Ok(self.db.value(class, &reference, field).cloned().unwrap_or_else(Value::void)),
-            "set_" => self.set_field(now, class, &reference, (field, spec.kind), params.get(1)),
-            "add_to_" => self.add_to_map(now, class, &reference, field, params),
-            "remove_from_" => text_param(params, 1).map(|key| {
+            Verb::Get => Ok(self.db.value(class, &reference, field).cloned().unwrap_or_else(Value::void)),
+            Verb::Set => self.set_field(now, class, &reference, (field, kind), params.get(1)),
+            Verb::AddTo => self.add_to_map(now, class, &reference, field, params),
+            Verb::RemoveFrom => text_param(params, 1).map(|key| {
                 let mut map = self.db.map_of(class, &reference, field);
                 if map.remove(key).is_some() {
                     self.db.set(now, class, &reference, field, Value::map(&map));
                 }
                 Value::void()
             }),
-            _ => text_param(params, 1).map(|tag| {
+            Verb::AddTag | Verb::RemoveTag => text_param(params, 1).map(|tag| {
                 let mut tags = self.db.set_of(class, &reference, field);
                 tags.retain(|known| known != tag);
-                if verb == "add_tags" {
+                if verb == Verb::AddTag {
                     tags.push(tag.to_owned());
                 }
-                self.db.set(
-                    now,
-                    class,
-                    &reference,
-                    field,
-                    Value::Array(tags.into_iter().map(Value::String).collect()),
-                );
+                let tags = tags.into_iter().map(Value::String).collect();
+                self.db.set(now, class, &reference, field, Value::Array(tags));
                 Value::void()
             }),
         })
@@ -286,24 +276,6 @@ impl Pool {
             self.db.rows(class).filter(is_named).map(|(reference, _)| Value::string(reference)).collect(),
         )
     }
-
-    fn login(&mut self, params: &[Value]) -> Result<Value, Failure> {
-        let most = if self.release.api >= ORIGINATOR_SINCE { 4 } else { 3 };
-        if !(2..=most).contains(&params.len()) {
-            let (expected, received) = (most.to_string(), params.len().to_string());
-            let words = ["session.login_with_password", expected.as_str(), received.as_str()];
-            return Err(Failure::new("MESSAGE_PARAMETER_COUNT_MISMATCH", &words));
-        }
-        let (user, password) = (text_param(params, 0)?, text_param(params, 1)?);
-        match self.accounts.get(user) {
-            Some((known, role)) if known.expose() == password => {
-                let (role, session) = (*role, self.rng.reference());
-                self.sessions.insert(session.clone(), role);
-                Ok(Value::String(session))
-            }
-            _ => Err(Failure::new("SESSION_AUTHENTICATION_FAILED", &[user, "Authentication failure"])),
-        }
-    }
 }
 
 impl PersonAct {
@@ -320,7 +292,8 @@ impl PersonAct {
             Self::CleanReboot => ("VM.clean_reboot", vec![this()]),
             Self::Pause => ("VM.pause", vec![this()]),
             Self::Unpause => ("VM.unpause", vec![this()]),
-            Self::Migrate => ("VM.pool_migrate", vec![this()]),
+            // To any other host: the model takes the null reference for that.
+            Self::Migrate => ("VM.pool_migrate", vec![this(), Value::string(NULL), Value::map(&BTreeMap::new())]),
             Self::Destroy => ("VM.destroy", vec![this()]),
             Self::Clone { name } => ("VM.clone", text(name)),
             Self::SetName(name) => ("VM.set_name_label", text(name)),
@@ -340,36 +313,6 @@ impl PersonAct {
             Self::SetPlatform(platform) => ("VM.set_platform", map(platform)),
         }
     }
-}
-
-/// The weakest role that may send the message.
-fn role_for(class: &str, message: &str) -> Role {
-    match (class, message) {
-        ("session" | "event" | "task", _) => Role::ReadOnly,
-        (_, message) if message.starts_with("get_") => Role::ReadOnly,
-        ("VM", "add_tags" | "remove_tags") => Role::VmOperator,
-        ("VM", message) if Op::named(message).is_some() => Role::VmOperator,
-        ("VM" | "VIF" | "VBD" | "VDI", _) => Role::VmAdmin,
-        _ => Role::PoolOperator,
-    }
-}
-
-/// The number of parameters, without the session.
-fn check_count(method: &str, message: &str, params: &[Value]) -> Result<(), Failure> {
-    let expected = match message {
-        "start" | "from" => 3,
-        "clone" => 2,
-        "get_all" | "get_all_records" | "sync_database" => 0,
-        _ if Op::named(message).is_some() || message.starts_with("get_") => 1,
-        _ if message.starts_with("set_") || message.starts_with("remove_from_") => 2,
-        _ if message.starts_with("add_to_") => 3,
-        _ => return Ok(()),
-    };
-    if params.len() == expected {
-        return Ok(());
-    }
-    let words = [method, &expected.to_string(), &params.len().to_string()];
-    Err(Failure::new("MESSAGE_PARAMETER_COUNT_MISMATCH", &words))
 }
 
 fn check_enum(field: &str, value: &str) -> Result<(), Failure> {

@@ -57,6 +57,8 @@ pub(super) struct Db {
     rows: BTreeMap<Class, BTreeMap<String, Row>>,
     by_uuid: HashMap<String, (Class, String)>,
     gone: VecDeque<Gone>,
+    /// Removals up to this revision are not remembered any more.
+    forgotten_to: u64,
     journal: VecDeque<Undo>,
     revision: u64,
 }
@@ -77,6 +79,25 @@ impl Db {
 
     pub(super) fn gone_after(&self, revision: u64) -> impl Iterator<Item = &Gone> {
         self.gone.iter().skip_while(move |gone| gone.revision <= revision)
+    }
+
+    /// A token from before this revision cannot be continued.
+    pub(super) const fn forgotten_to(&self) -> u64 {
+        self.forgotten_to
+    }
+
+    /// A revision at which nothing changes.
+    pub(super) const fn skip_revision(&mut self) -> u64 {
+        self.revision += 1;
+        self.revision
+    }
+
+    /// Marks a row as changed, though it is not.
+    pub(super) fn touch(&mut self, class: Class, reference: &str) {
+        if let Some(row) = self.rows.get_mut(&class).and_then(|rows| rows.get_mut(reference)) {
+            self.revision += 1;
+            row.modified = self.revision;
+        }
     }
 
     pub(super) fn row(&self, class: Class, reference: &str) -> Option<&Row> {
@@ -193,8 +214,10 @@ impl Db {
         }
         self.revision += 1;
         self.gone.push_back(Gone { revision: self.revision, class, reference: reference.to_owned() });
-        if self.gone.len() > GONE_LIMIT {
-            self.gone.pop_front();
+        if self.gone.len() > GONE_LIMIT
+            && let Some(oldest) = self.gone.pop_front()
+        {
+            self.forgotten_to = oldest.revision;
         }
         Some(row)
     }

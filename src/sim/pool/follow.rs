@@ -28,6 +28,9 @@ impl Pool {
 
     /// Writes what the record tells of the VM's domain, or of its absence.
     pub(super) fn follow_domain(&mut self, now: Timestamp, vm: &str) {
+        if self.stale.contains(vm) {
+            return;
+        }
         let domain = self.domains.get(vm).cloned();
         let (state, domid, host) = match &domain {
             Some(domain) if domain.paused => ("Paused", domain.domid.to_string(), domain.host.as_str()),
@@ -47,7 +50,9 @@ impl Pool {
         self.db.set_text(now, Class::VmMetrics, &metrics, "memory_actual", &memory.to_string());
         for (drives, class) in [("VBDs", Class::Vbd), ("VIFs", Class::Vif)] {
             for device in self.db.set_of(Class::Vm, vm, drives) {
-                self.db.set(now, class, &device, "currently_attached", Value::Bool(domain.is_some()));
+                let lost = class == Class::Vbd && domain.as_ref().is_some_and(|domain| domain.diskless);
+                let attached = domain.is_some() && !lost;
+                self.db.set(now, class, &device, "currently_attached", Value::Bool(attached));
             }
         }
         if !domain.is_some_and(|domain| domain.agent) {
@@ -107,6 +112,7 @@ impl Pool {
         let Some(domain) = self.domains.get_mut(vm).filter(|domain| !domain.told) else { return };
         domain.told = true;
         let (domid, mode) = (domain.born_as, domain.mode.clone());
+        let (lacks, diskless) = (domain.lacks.clone(), domain.diskless);
         let macs = self.db.set_of(Class::Vm, vm, "VIFs");
         let macs = macs.iter().filter_map(|vif| self.db.text(Class::Vif, vif, "MAC").parse().ok()).collect();
         self.starts.push(DomainStart {
@@ -116,6 +122,8 @@ impl Pool {
             macs,
             mode,
             was_paused,
+            lacks,
+            diskless,
         });
     }
 }

@@ -3,18 +3,24 @@
 //!
 //! Invariants: the same seed and the same calls give the same pool; a VM has at most one domain, and domains are
 //! the truth that `power_state`, `domid` and the metrics only follow. Where things are: `schema` and `release`
-//! which fields exist, `db` the rows, `calls` the messages, `power` starts, stops and guests, `tasks` the queue,
-//! `events` event.from, `populate` what a pool and a VM consist of.
+//! which fields exist, `messages` which messages and who may send them, `db` the rows, `calls` what messages do,
+//! `sessions` logins, `power` starts, stops and guests, `hosts` where domains fit, `bootloader` what pygrub finds,
+//! `follow` how records follow domains, `tasks` the queue, `events` event.from, `populate` what a pool and a VM
+//! consist of.
 
+mod bootloader;
 mod calls;
 mod db;
 mod events;
 mod follow;
+mod hosts;
+mod messages;
 mod populate;
 mod power;
 mod release;
 mod rng;
 mod schema;
+mod sessions;
 mod spec;
 mod tasks;
 #[cfg(test)]
@@ -35,6 +41,7 @@ use db::Db;
 use power::{Domain, Op};
 use rng::Rng;
 use schema::Class;
+use sessions::{Actor, Doors};
 use tasks::Due;
 pub use tasks::TaskState;
 
@@ -65,8 +72,7 @@ pub struct Pool {
     pool_ref: String,
     network_ref: String,
     sr_ref: String,
-    accounts: HashMap<String, (Secret, Role)>,
-    sessions: HashMap<String, Role>,
+    doors: Doors,
     trusted: Role,
     /// By VM reference.
     domains: BTreeMap<String, Domain>,
@@ -89,8 +95,16 @@ pub struct Pool {
     boot_disks: HashMap<String, Result<(), String>>,
     /// Uuids of guests that ignore a clean shutdown.
     deaf: HashSet<String>,
+    /// By VM reference: the record's power state does not follow the domain for now.
+    stale: HashSet<String>,
+    /// Uuids of guests that run as 32-bit PV.
+    bits32: HashSet<String>,
+    /// What `host.get_server_certificate` answers, PEM.
+    certificate: String,
     /// Grows with every restart of the coordinator; part of event tokens.
     epoch: u32,
+    /// Tokens from before this revision are refused.
+    events_lost_to: u64,
 }
 
 #[derive(Debug)]
@@ -119,8 +133,7 @@ impl Pool {
             pool_ref: String::new(),
             network_ref: String::new(),
             sr_ref: String::new(),
-            accounts: HashMap::new(),
-            sessions: HashMap::new(),
+            doors: Doors::default(),
             trusted: Role::PoolAdmin,
             domains: BTreeMap::new(),
             next_domid: 1,
@@ -136,7 +149,11 @@ impl Pool {
             built: HashMap::new(),
             boot_disks: HashMap::new(),
             deaf: HashSet::new(),
+            stale: HashSet::new(),
+            bits32: HashSet::new(),
+            certificate: String::new(),
             epoch: 1,
+            events_lost_to: 0,
         };
         pool.add_account(DEFAULT_USER, Secret::new(DEFAULT_PASSWORD.to_owned()), Role::PoolAdmin);
         pool.populate(hosts);
@@ -155,7 +172,7 @@ impl Pool {
 
     /// Adds an account, or changes its password and role.
     pub fn add_account(&mut self, user: &str, password: Secret, role: Role) {
-        self.accounts.insert(user.to_owned(), (password, role));
+        self.doors.add_account(user, password, role);
     }
 
     /// The role that [`Pool::call_trusted`] acts with; at first pool-admin.
@@ -166,6 +183,38 @@ impl Pool {
     /// How long things take from now on.
     pub const fn set_timing(&mut self, timing: Timing) {
         self.timing = timing;
+    }
+
+    /// The PEM that `host.get_server_certificate` answers.
+    pub fn set_certificate(&mut self, pem: &str) {
+        pem.clone_into(&mut self.certificate);
+    }
+
+    /// The release that the pool behaves like.
+    pub const fn release(&self) -> Release {
+        self.release
+    }
+
+    /// Every message that the pool's release has, as `class.message`, without the `Async.` twins: what
+    /// `system.listMethods` lists.
+    pub fn methods(&self) -> Vec<String> {
+        messages::all(self.release.api).into_iter().map(|(name, _)| name).collect()
+    }
+
+    /// From now on the VM's record does not follow its domain (xapi missed xenopsd's events), until
+    /// [`Pool::catch_up`], a restart of the coordinator or a stop over the API.
+    pub fn let_go_stale(&mut self, vm_uuid: &str) {
+        if let Some(vm) = self.db.by_uuid(Class::Vm, vm_uuid) {
+            self.stale.insert(vm.to_owned());
+        }
+    }
+
+    /// A stale record follows its domain again.
+    pub fn catch_up(&mut self, now: Timestamp, vm_uuid: &str) {
+        if let Some(vm) = self.db.by_uuid(Class::Vm, vm_uuid).map(str::to_owned) {
+            self.stale.remove(&vm);
+            self.follow_domain(now, &vm);
+        }
     }
 
     /// Switches HA; VMs with `ha_always_run` are started again when they stop by themselves.
@@ -194,16 +243,15 @@ impl Pool {
     /// `Async.` may stand in front. A slow message without `Async.` is done at once, in no time.
     pub fn call(&mut self, now: Timestamp, method: &str, params: &[Value]) -> Result<Value, Failure> {
         if method == Method::SessionLogin.name() {
-            return self.perform(now, Caller::Client, Role::ReadOnly, method, params);
+            let nobody = Actor { caller: Caller::Client, role: Role::ReadOnly, session: "" };
+            return self.perform(now, nobody, method, params);
         }
         let session = params.first().and_then(Value::as_str).unwrap_or_default();
-        let Some(role) = self.sessions.get(session).copied() else {
+        let Some(role) = self.doors.enter(now, session) else {
             return Err(Failure::new("SESSION_INVALID", &[session]));
         };
-        if method == Method::SessionLogout.name() {
-            self.sessions.remove(session);
-        }
-        self.perform(now, Caller::Client, role, method, params.get(1..).unwrap_or_default())
+        let actor = Actor { caller: Caller::Client, role, session };
+        self.perform(now, actor, method, params.get(1..).unwrap_or_default())
     }
 
     /// One call without a session, as [`Transport`](crate::xen::Transport) is asked: the answer of an async method
@@ -214,11 +262,11 @@ impl Pool {
         method: Method,
         params: &[Value],
     ) -> Result<Value, Failure> {
-        let role = self.trusted;
+        let actor = Actor { caller: Caller::Client, role: self.trusted, session: "" };
         if method.is_async() {
-            self.perform(now, Caller::Client, role, &format!("Async.{}", method.name()), params)
+            self.perform(now, actor, &format!("Async.{}", method.name()), params)
         } else {
-            self.perform(now, Caller::Client, role, method.name(), params)
+            self.perform(now, actor, method.name(), params)
         }
     }
 
@@ -228,7 +276,8 @@ impl Pool {
             return Err(Failure::new("UUID_INVALID", &["VM", vm_uuid]));
         };
         let (method, params) = act.as_call(&vm);
-        let answer = self.perform(now, Caller::Person, Role::PoolAdmin, method, &params)?;
+        let actor = Actor { caller: Caller::Person, role: Role::PoolAdmin, session: "" };
+        let answer = self.perform(now, actor, method, &params)?;
         let made =
             answer.as_str().map(|made| self.db.text(Class::Vm, made, "uuid")).filter(|uuid| !uuid.is_empty());
         Ok(made.unwrap_or(vm_uuid).to_owned())
@@ -327,7 +376,8 @@ impl Pool {
     /// What a host had begun goes on.
     pub fn restart_coordinator(&mut self, now: Timestamp, lose: Duration) {
         self.advance(now);
-        self.sessions.clear();
+        self.doors.close_all();
+        self.stale.clear();
         self.epoch += 1;
         self.forget_tasks(now);
         let lose = u64::try_from(lose.as_millis()).unwrap_or(u64::MAX);
@@ -337,7 +387,7 @@ impl Pool {
 
     /// Whether a session of this reference lives.
     pub fn has_session(&self, reference: &str) -> bool {
-        self.sessions.contains_key(reference)
+        self.doors.get(reference).is_some()
     }
 
     /// Whether xapi takes its time over this message (without `Async.`): a body begins it as a task and waits.
@@ -347,7 +397,7 @@ impl Pool {
 
     /// Every session ends.
     pub fn expire_sessions(&mut self) {
-        self.sessions.clear();
+        self.doors.close_all();
     }
 
     fn host_ref(&self, index: usize) -> String {
@@ -358,8 +408,7 @@ impl Pool {
     fn perform(
         &mut self,
         now: Timestamp,
-        caller: Caller,
-        role: Role,
+        actor: Actor<'_>,
         method: &str,
         params: &[Value],
     ) -> Result<Value, Failure> {
@@ -372,14 +421,14 @@ impl Pool {
         }
         self.log.push(LoggedCall {
             at: now,
-            caller,
+            caller: actor.caller,
             method: method.to_owned(),
             vm,
             params: calls::summary(method, params),
             outcome: Ok(()),
             task: None,
         });
-        let answer = self.dispatch(now, role, method, params);
+        let answer = self.dispatch(now, actor, method, params);
         if let (Err(failure), Some(entry)) = (&answer, self.log.last_mut()) {
             entry.outcome = Err(failure.clone());
         }

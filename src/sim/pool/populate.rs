@@ -172,7 +172,11 @@ impl Pool {
         if spec.deaf {
             self.deaf.insert(uuid.clone());
         }
+        if spec.bits32 {
+            self.bits32.insert(uuid.clone());
+        }
         self.added.push(uuid.clone());
+        self.note_overhead(LONG_AGO, &vm);
         if spec.running {
             self.run_from_before(&vm);
         }
@@ -364,6 +368,7 @@ fn describe_vm(draft: &mut Draft, spec: &VmSpec, metrics: &str) {
         ("actions_after_shutdown", after_shutdown),
         ("actions_after_reboot", after_reboot),
         ("actions_after_crash", after_crash),
+        ("actions_after_softreboot", "soft_reboot"),
         ("memory_static_max", &memory),
         ("memory_dynamic_max", &memory),
         ("memory_dynamic_min", &memory),

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use super::{
     Pool,
-    calls::{flag_param, text_param},
-    db::is_null,
+    calls::{date, flag_param, text_param},
+    hosts::BootKind,
     schema::Class,
-    spec::{BootMode, DiskKind, DomainTruth, GuestAct},
+    spec::{BootMode, DomainTruth, GuestAct},
     tasks::{Due, TaskEntry},
 };
 use crate::{
@@ -36,6 +36,12 @@ pub(super) struct Domain {
     exiting: bool,
     /// A guest agent runs: clean shutdown works.
     pub(super) agent: bool,
+    /// Xapi takes it for an HVM domain; it may be wrong after a reboot into another mode.
+    believed_hvm: bool,
+    /// Platform flags that the emulator was not given.
+    pub(super) lacks: Vec<&'static str>,
+    /// Its disks were lost at a reboot into another mode.
+    pub(super) diskless: bool,
 }
 
 impl Domain {
@@ -49,7 +55,7 @@ impl Domain {
     }
 
     pub(super) fn listens(&self) -> bool {
-        self.mode == BootMode::Pv || self.agent
+        !self.believed_hvm || self.agent
     }
 }
 
@@ -57,6 +63,7 @@ impl Domain {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Op {
     Start,
+    StartOn,
     CleanShutdown,
     HardShutdown,
     CleanReboot,
@@ -66,8 +73,9 @@ pub(super) enum Op {
 }
 
 impl Op {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::Start,
+        Self::StartOn,
         Self::CleanShutdown,
         Self::HardShutdown,
         Self::CleanReboot,
@@ -79,6 +87,7 @@ impl Op {
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Start => "start",
+            Self::StartOn => "start_on",
             Self::CleanShutdown => "clean_shutdown",
             Self::HardShutdown => "hard_shutdown",
             Self::CleanReboot => "clean_reboot",
@@ -95,7 +104,7 @@ impl Op {
     /// The power states in which it is allowed; the first is named in the error.
     pub(super) const fn states(self) -> &'static [&'static str] {
         match self {
-            Self::Start => &["Halted"],
+            Self::Start | Self::StartOn => &["Halted"],
             Self::CleanShutdown | Self::CleanReboot | Self::Pause => &["Running"],
             Self::HardShutdown => &["Running", "Paused", "Suspended"],
             Self::HardReboot => &["Running", "Paused"],
@@ -125,6 +134,8 @@ pub(super) struct Order {
     pub(super) vm: String,
     /// `VM.start` with `start_paused`.
     pub(super) paused: bool,
+    /// The host that `VM.start_on` names.
+    pub(super) host: Option<String>,
     /// The task that waits for it.
     pub(super) task: Option<TaskEntry>,
 }
@@ -133,24 +144,42 @@ impl Order {
     /// Reads the parameters of the message.
     pub(super) fn read(op: Op, params: &[Value]) -> Result<Self, Failure> {
         let vm = text_param(params, 0)?.to_owned();
-        let paused = op == Op::Start && flag_param(params, 1)?;
-        Ok(Self { op, vm, paused, task: None })
+        let (host, paused) = match op {
+            Op::Start => (None, flag_param(params, 1)?),
+            Op::StartOn => (Some(text_param(params, 1)?.to_owned()), flag_param(params, 2)?),
+            Op::CleanShutdown
+            | Op::HardShutdown
+            | Op::CleanReboot
+            | Op::HardReboot
+            | Op::Pause
+            | Op::Unpause => (None, false),
+        };
+        Ok(Self { op, vm, paused, host, task: None })
     }
 }
 
+/// How a domain is to be built.
+#[derive(Debug, Default)]
+struct Birth {
+    host: String,
+    paused: bool,
+    /// By `VM.start`, not by a reboot.
+    by_start: bool,
+    /// What xapi thought of the domain before a reboot.
+    believed_hvm: bool,
+    diskless: bool,
+}
+
+/// The policy that boots HVM on every release.
+pub(super) const BIOS_ORDER: &str = "BIOS order";
 /// A crash this soon after the start always halts; a reboot this soon is delayed (xenopsd VM_check_state).
 const EARLY: Duration = Duration::from_secs(120);
 /// The delay of an early reboot.
 const EARLY_REBOOT_DELAY: Duration = Duration::from_secs(15);
 /// A clean shutdown that the guest does not acknowledge.
 const DEAF_TIMEOUT: Duration = Duration::from_secs(60);
-/// Memory that a domain needs beyond its own, bytes: HVM with its emulator, and PV.
-const HVM_OVERHEAD: u64 = 20 << 20;
-const PV_OVERHEAD: u64 = 2 << 20;
 /// When domains started that run since before the model began: 2020-01-01, as the start time of such VMs says.
 const RAN_BEFORE: Timestamp = Timestamp::from_millis(1_577_836_800_000);
-/// Pygrub's words about a disk without a system.
-const NO_SYSTEM: &str = "Unable to find partition containing kernel";
 
 impl Pool {
     /// What the guest in this domain does. Ignored (false) when the domain is not the live one, is paused or has
@@ -177,7 +206,7 @@ impl Pool {
     /// How long the operation takes.
     pub(super) fn duration_of(&mut self, order: &Order) -> Duration {
         let span = match order.op {
-            Op::Start | Op::CleanReboot | Op::HardReboot => self.timing.start,
+            Op::Start | Op::StartOn | Op::CleanReboot | Op::HardReboot => self.timing.start,
             Op::HardShutdown => self.timing.hard_shutdown,
             Op::Pause | Op::Unpause => self.timing.refusal,
             Op::CleanShutdown if self.is_deaf(&order.vm) => return DEAF_TIMEOUT,
@@ -210,7 +239,11 @@ impl Pool {
         if op.is_clean() && !self.domains.get(vm).is_some_and(Domain::listens) {
             return Err(Failure::new(self.release.no_tools, &[vm]));
         }
-        if op == Op::Start { self.choose_host(vm, self.planned_mode(vm).0).map(drop) } else { Ok(()) }
+        if matches!(op, Op::Start | Op::StartOn) {
+            self.choose_host(vm, order.host.as_deref()).map(drop)
+        } else {
+            Ok(())
+        }
     }
 
     fn check_power_state(&self, op: Op, vm: &str) -> Result<(), Failure> {
@@ -226,25 +259,62 @@ impl Pool {
     pub(super) fn carry_out(&mut self, now: Timestamp, order: &Order) -> Result<(), Failure> {
         let vm = order.vm.as_str();
         match order.op {
-            Op::Start => {
+            Op::Start | Op::StartOn => {
                 self.check_power_state(Op::Start, vm)?;
-                self.boot(now, vm, order.paused)
+                self.boot(now, vm, order)
             }
             Op::CleanShutdown if self.domains.contains_key(vm) && self.is_deaf(vm) => {
                 Err(Failure::new("VM_FAILED_SHUTDOWN_ACKNOWLEDGMENT", &[vm]))
             }
             Op::CleanShutdown | Op::HardShutdown => {
+                self.stale.remove(vm);
                 self.db.set(now, Class::Vm, vm, "ha_always_run", Value::Bool(false));
-                self.halt(now, vm);
-                Ok(())
+                self.end_as_written(now, vm, "actions_after_shutdown", "destroy")
             }
             Op::CleanReboot | Op::HardReboot => {
                 self.check_power_state(Op::HardReboot, vm)?;
-                self.rebuild(now, vm)
+                self.stale.remove(vm);
+                self.end_as_written(now, vm, "actions_after_reboot", "restart")
             }
             Op::Pause => self.set_paused(now, vm, Op::Pause),
             Op::Unpause => self.set_paused(now, vm, Op::Unpause),
         }
+    }
+
+    /// An API reboot or shutdown: to 6.0 the record says what comes of it, later its name does.
+    fn end_as_written(
+        &mut self,
+        now: Timestamp,
+        vm: &str,
+        setting: &str,
+        usual: &str,
+    ) -> Result<(), Failure> {
+        let written = self.db.text(Class::Vm, vm, setting).to_owned();
+        let action = if self.release.runs_domains_itself() { written.as_str() } else { usual };
+        let restarts = action == "restart";
+        self.record_end(now, vm, if usual == "restart" { "rebooted" } else { "halted" }, "external", action);
+        if restarts && self.domains.contains_key(vm) {
+            return self.rebuild(now, vm);
+        }
+        self.halt(now, vm);
+        Ok(())
+    }
+
+    /// To 6.0 xapi writes into other_config why a domain ended.
+    fn record_end(&mut self, now: Timestamp, vm: &str, reason: &str, initiator: &str, action: &str) {
+        if !self.release.runs_domains_itself() {
+            return;
+        }
+        let mut config = self.db.map_of(Class::Vm, vm, "other_config");
+        let action = if action == "restart" { "Restart" } else { "Destroy" };
+        let words = [
+            ("last_shutdown_reason", reason.to_owned()),
+            ("last_shutdown_initiator", initiator.to_owned()),
+            ("last_shutdown_action", action.to_owned()),
+            ("last_shutdown_time", date(now)),
+        ];
+        config.extend(words.map(|(key, word)| (key.to_owned(), word)));
+        self.db.set(now, Class::Vm, vm, "other_config", Value::map(&config));
     }
 
     fn set_paused(&mut self, now: Timestamp, vm: &str, op: Op) -> Result<(), Failure> {
@@ -261,28 +331,26 @@ impl Pool {
         Ok(())
     }
 
-    /// How the VM would boot now: the mode, and the domain type that metrics would show.
-    fn planned_mode(&self, vm: &str) -> (BootKind, String) {
-        let policy = self.db.text(Class::Vm, vm, "HVM_boot_policy");
+    /// How the VM would boot now, as the metrics would show it: hvm, pv, `pv_in_pvh`, pvh.
+    pub(super) fn planned_kind(&self, vm: &str) -> String {
+        let by_policy = if self.db.text(Class::Vm, vm, "HVM_boot_policy").is_empty() { "pv" } else { "hvm" };
         let written = self.db.text(Class::Vm, vm, "domain_type");
-        let kind = match written {
-            "" | "unspecified" => {
-                if policy.is_empty() {
-                    "pv"
-                } else {
-                    "hvm"
-                }
-            }
-            kind => kind,
-        };
-        (if kind == "hvm" { BootKind::Hvm } else { BootKind::Pv }, kind.to_owned())
+        if matches!(written, "" | "unspecified") { by_policy } else { written }.to_owned()
+    }
+
+    fn planned_mode(&self, vm: &str) -> (BootKind, String) {
+        let kind = self.planned_kind(vm);
+        (if kind == "hvm" { BootKind::Hvm } else { BootKind::Pv }, kind)
     }
 
     /// Builds the domain of a halted VM.
-    fn boot(&mut self, now: Timestamp, vm: &str, paused: bool) -> Result<(), Failure> {
-        let (boot, _) = self.planned_mode(vm);
-        let host = self.choose_host(vm, boot)?;
-        self.build(now, vm, host, paused)
+    fn boot(&mut self, now: Timestamp, vm: &str, order: &Order) -> Result<(), Failure> {
+        if let Some(domain) = self.domains.get(vm) {
+            // The record says Halted only because it is stale.
+            return Err(Failure::new("DOMAIN_EXISTS", &[vm, &domain.domid.to_string()]));
+        }
+        let host = self.choose_host(vm, order.host.as_deref())?;
+        self.build(now, vm, Birth { host, paused: order.paused, by_start: true, ..Birth::default() })
     }
 
     /// The domain of a VM that runs since before the model began; nobody plays its guest.
@@ -307,30 +375,38 @@ impl Pool {
     ) -> Domain {
         let domid = self.next_domid;
         self.next_domid += 1;
-        let overhead = if mode == BootMode::Pv { PV_OVERHEAD } else { HVM_OVERHEAD };
+        let memory = self.memory_of(vm) + self.overhead_of(vm, &kind);
         Domain {
             domid,
             born_as: domid,
+            believed_hvm: mode != BootMode::Pv,
             mode,
             kind,
             host,
-            memory: self.memory_of(vm) + overhead,
+            memory,
             started,
             paused: false,
             told: false,
             exiting: false,
             agent: false,
+            lacks: Vec::new(),
+            diskless: false,
         }
     }
 
-    fn build(&mut self, now: Timestamp, vm: &str, host: String, paused: bool) -> Result<(), Failure> {
+    fn build(&mut self, now: Timestamp, vm: &str, birth: Birth) -> Result<(), Failure> {
         let (boot, kind) = self.planned_mode(vm);
         let mode = match boot {
             BootKind::Pv => {
+                self.check_xen_takes_pv(vm, &kind)?;
+                if birth.diskless {
+                    return Err(Failure::new("INTERNAL_ERROR", &["there is no bootable device"]));
+                }
                 self.run_bootloader(vm)?;
                 BootMode::Pv
             }
             BootKind::Hvm => {
+                self.check_policy(vm)?;
                 let order =
                     self.db.map_of(Class::Vm, vm, "HVM_boot_params").remove("order").unwrap_or_default();
                 BootMode::Hvm { order: if order.is_empty() { "cd".to_owned() } else { order } }
@@ -342,20 +418,69 @@ impl Pool {
             BootKind::Hvm => built.0 += 1,
             BootKind::Pv => built.1 += 1,
         }
-        let domain = Domain { paused, ..self.new_domain(vm, (mode, kind), host, now) };
+        let lacks = if boot == BootKind::Hvm { self.flags_off(vm) } else { Vec::new() };
+        let keeps_note = !birth.by_start && self.release.notes_mode_at_start_only();
+        let domain = self.new_domain(vm, (mode, kind), birth.host, now);
+        let believed_hvm = if keeps_note { birth.believed_hvm } else { domain.believed_hvm };
+        let domain =
+            Domain { paused: birth.paused, diskless: birth.diskless, believed_hvm, lacks, ..domain };
         self.domains.insert(vm.to_owned(), domain);
         self.write_boot_side_effects(now, vm, boot);
         self.follow_domain(now, vm);
         let at = now + self.rng.between(self.timing.start_time_lag);
         self.schedule(at, Due::StartTime { vm: vm.to_owned(), started: now });
-        if !paused {
+        if !birth.paused {
             self.tell_start(vm, false);
         }
         Ok(())
     }
 
+    /// To 6.0 only the exact text boots HVM (XA56 vmops.ml).
+    fn check_policy(&self, vm: &str) -> Result<(), Failure> {
+        let policy = self.db.text(Class::Vm, vm, "HVM_boot_policy");
+        if self.release.runs_domains_itself() && policy != BIOS_ORDER {
+            let words = format!("Failure(\"unsupported HVM_boot_policy: {policy}\")");
+            return Err(Failure::new("INTERNAL_ERROR", &[&words]));
+        }
+        Ok(())
+    }
+
+    /// Xen without PV cannot make the domain; Xen without 32-bit PV finds out when it loads the kernel.
+    fn check_xen_takes_pv(&self, vm: &str, kind: &str) -> Result<(), Failure> {
+        if !self.release.runs_pv() && kind != "pvh" {
+            let words = "xenopsd internal error: Xenctrl.Error(\"22: Invalid argument\")";
+            return Err(Failure::new("INTERNAL_ERROR", &[words]));
+        }
+        let is_32 = self.bits32.contains(self.db.text(Class::Vm, vm, "uuid"));
+        if kind == "pv" && is_32 && !self.hosts.iter().any(|host| host.spec.pv32) {
+            let words = "guest type xen-3.0-x86_32p not supported by xen kernel, sorry";
+            return Err(Failure::new("DOMAIN_BUILDER_ERROR", &["xc_dom_compat_check", "22", words]));
+        }
+        Ok(())
+    }
+
+    /// To 6.0 the emulator has just the flags that are written; later they default to on.
+    fn flags_off(&self, vm: &str) -> Vec<&'static str> {
+        if !self.release.runs_domains_itself() {
+            return Vec::new();
+        }
+        let platform = self.db.map_of(Class::Vm, vm, "platform");
+        let is_on = |flag: &&str| platform.get(*flag).is_some_and(|value| value == "true" || value == "1");
+        ["acpi", "apic", "pae"].into_iter().filter(|flag| !is_on(flag)).collect()
+    }
+
     /// What xapi itself writes into the record at a start.
     fn write_boot_side_effects(&mut self, now: Timestamp, vm: &str, boot: BootKind) {
+        self.note_overhead(now, vm);
+        if self.release.runs_domains_itself() {
+            let is_32 = self.bits32.contains(self.db.text(Class::Vm, vm, "uuid"));
+            let arch = match boot {
+                BootKind::Hvm => "hvm",
+                BootKind::Pv if is_32 => "x32",
+                BootKind::Pv => "x64",
+            };
+            self.db.set_text(now, Class::Vm, vm, "domarch", arch);
+        }
         if self.db.text(Class::Vm, vm, "domain_type") == "unspecified" {
             let (_, kind) = self.planned_mode(vm);
             self.db.set_text(now, Class::Vm, vm, "domain_type", &kind);
@@ -370,79 +495,6 @@ impl Pool {
             platform.entry("timeoffset".to_owned()).or_insert_with(|| "0".to_owned());
             self.db.set(now, Class::Vm, vm, "platform", Value::map(&platform));
         }
-    }
-
-    /// Reads the boot disk as the VM's bootloader would.
-    fn run_bootloader(&self, vm: &str) -> Result<(), Failure> {
-        let internal = |words: &str| Err(Failure::new("INTERNAL_ERROR", &[words]));
-        let failed = |words: &str| Err(Failure::new("BOOTLOADER_FAILED", &[vm, words]));
-        match self.db.text(Class::Vm, vm, "PV_bootloader") {
-            "" if is_null(self.db.text(Class::Vm, vm, "PV_kernel")) => internal("the VM has no kernel"),
-            "" => Ok(()),
-            "eliloader" => {
-                let other = self.db.map_of(Class::Vm, vm, "other_config");
-                if other.contains_key("install-repository") {
-                    Ok(())
-                } else {
-                    failed("install-repository is not set")
-                }
-            }
-            "pygrub" => match self.first_bootable(vm) {
-                None => internal("there is no bootable device"),
-                Some(DiskKind::Cd) => failed(NO_SYSTEM),
-                Some(DiskKind::Disk) => match self.boot_disks.get(self.db.text(Class::Vm, vm, "uuid")) {
-                    Some(Ok(())) => Ok(()),
-                    Some(Err(words)) => failed(words),
-                    None => failed(NO_SYSTEM),
-                },
-            },
-            other => internal(&format!("Bootloader.Unknown_bootloader(\"{other}\")")),
-        }
-    }
-
-    /// The drive that the bootloader reads: the first bootable one that is not empty.
-    fn first_bootable(&self, vm: &str) -> Option<DiskKind> {
-        let drives = self.db.set_of(Class::Vm, vm, "VBDs");
-        let bootable = |vbd: &&String| {
-            self.db.flag(Class::Vbd, vbd, "bootable") && !self.db.flag(Class::Vbd, vbd, "empty")
-        };
-        let position =
-            |vbd: &&String| self.db.text(Class::Vbd, vbd, "userdevice").parse::<u32>().unwrap_or(u32::MAX);
-        let first = drives.iter().filter(bootable).min_by_key(position)?;
-        Some(if self.db.text(Class::Vbd, first, "type") == "CD" { DiskKind::Cd } else { DiskKind::Disk })
-    }
-
-    /// The host that takes the VM.
-    fn choose_host(&self, vm: &str, boot: BootKind) -> Result<String, Failure> {
-        if boot == BootKind::Hvm && !self.hosts.iter().any(|host| host.spec.hvm) {
-            return Err(Failure::new("VM_HVM_REQUIRED", &[vm]));
-        }
-        let roomiest = self.fitting_hosts(vm, boot).max_by_key(|host| self.free_on(host));
-        roomiest.map(|host| host.reference.clone()).ok_or_else(|| Failure::new("NO_HOSTS_AVAILABLE", &[]))
-    }
-
-    /// Hosts that could start the VM now, in the mode that its record has.
-    pub(super) fn possible_hosts(&self, vm: &str) -> Vec<String> {
-        self.fitting_hosts(vm, self.planned_mode(vm).0).map(|host| host.reference.clone()).collect()
-    }
-
-    /// Hosts that are enabled, with memory, and with VT for HVM.
-    fn fitting_hosts(&self, vm: &str, boot: BootKind) -> impl Iterator<Item = &super::Host> {
-        let needed = self.memory_of(vm) + overhead(boot);
-        let able = move |host: &&super::Host| host.spec.enabled && (host.spec.hvm || boot == BootKind::Pv);
-        self.hosts.iter().filter(able).filter(move |host| self.free_on(host) >= needed)
-    }
-
-    fn free_on(&self, host: &super::Host) -> u64 {
-        host.spec.memory.saturating_sub(self.used_on(&host.reference))
-    }
-
-    fn used_on(&self, host: &str) -> u64 {
-        self.domains.values().filter(|domain| domain.host == host).map(|domain| domain.memory).sum()
-    }
-
-    fn memory_of(&self, vm: &str) -> u64 {
-        self.db.text(Class::Vm, vm, "memory_static_max").parse().unwrap_or_default()
     }
 
     fn is_deaf(&self, vm: &str) -> bool {
@@ -460,7 +512,14 @@ impl Pool {
         let Some(old) = self.domains.remove(vm) else {
             return Err(Failure::new("VM_BAD_POWER_STATE", &[vm, "running", "halted"]));
         };
-        let outcome = self.build(now, vm, old.host, false);
+        let flipped = old.kind != self.planned_kind(vm);
+        let birth = Birth {
+            diskless: old.diskless || flipped && self.release.names_disks_by_mode(),
+            believed_hvm: old.believed_hvm,
+            host: old.host,
+            ..Birth::default()
+        };
+        let outcome = self.build(now, vm, birth);
         if outcome.is_err() {
             self.halt(now, vm);
         }
@@ -482,6 +541,12 @@ impl Pool {
         };
         let protected = self.db.flag(Class::Pool, &self.pool_ref, "ha_enabled")
             && self.db.flag(Class::Vm, vm, "ha_always_run");
+        let reason = match act {
+            GuestAct::Reboot => "rebooted",
+            GuestAct::Crash => "crashed",
+            GuestAct::PowerOff | GuestAct::Agent { .. } => "halted",
+        };
+        self.record_end(now, vm, reason, "internal", behaviour.trim_start_matches("coredump_and_"));
         match behaviour.as_str() {
             "restart" | "coredump_and_restart" | "rename_restart" => {
                 self.rebuild_later(now, vm, domid, early && !crashed)
@@ -505,32 +570,4 @@ impl Pool {
         }
     }
 
-    /// Moves a domain to another host: a new domid, the same start time.
-    pub(super) fn migrate(&mut self, now: Timestamp, vm: &str) -> Result<(), Failure> {
-        let next_domid = self.next_domid;
-        let Some(domain) = self.domains.get_mut(vm) else {
-            return Err(Failure::new("VM_BAD_POWER_STATE", &[vm, "running", "halted"]));
-        };
-        let elsewhere = self.hosts.iter().find(|host| host.reference != domain.host && host.spec.enabled);
-        let Some(host) = elsewhere else { return Err(Failure::new("NO_HOSTS_AVAILABLE", &[])) };
-        domain.host.clone_from(&host.reference);
-        domain.domid = next_domid;
-        self.next_domid += 1;
-        self.follow_domain(now, vm);
-        Ok(())
-    }
-}
-
-/// Whether a BIOS is there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum BootKind {
-    Hvm,
-    Pv,
-}
-
-const fn overhead(boot: BootKind) -> u64 {
-    match boot {
-        BootKind::Hvm => HVM_OVERHEAD,
-        BootKind::Pv => PV_OVERHEAD,
-    }
 }

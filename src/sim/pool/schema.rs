@@ -90,6 +90,11 @@ impl Class {
         self.fields().iter().find(|field| field.name == name && field.exists(api))
     }
 
+    /// The names of the fields that the release has.
+    pub(super) fn names(self, api: Api) -> impl Iterator<Item = &'static str> {
+        self.fields().iter().filter(move |field| field.exists(api)).map(|field| field.name)
+    }
+
     /// A record with every field of the release at its empty value.
     pub(super) fn blank(self, api: Api) -> BTreeMap<String, Value> {
         let fields = self.fields().iter().filter(|field| field.exists(api));

@@ -88,6 +88,8 @@ pub struct VmSpec {
     pub bootable: Option<Result<(), String>>,
     /// A PV guest that does not react to a clean shutdown.
     pub deaf: bool,
+    /// Its kernel is a 32-bit one.
+    pub bits32: bool,
 }
 
 impl Default for VmSpec {
@@ -125,6 +127,7 @@ impl Default for VmSpec {
             ever_ran: false,
             bootable: None,
             deaf: false,
+            bits32: false,
         }
     }
 }
@@ -168,10 +171,41 @@ pub enum Role {
     VmOperator,
     /// `vm-admin`: boot settings; may not sync the database.
     VmAdmin,
+    /// `vm-power-admin`: memory, placement, snapshots.
+    VmPowerAdmin,
     /// `pool-operator`: may sync the database.
     PoolOperator,
     /// `pool-admin`, as root is.
     PoolAdmin,
+}
+
+impl Role {
+    /// Every role, weakest first.
+    pub const ALL: [Self; 6] = [
+        Self::ReadOnly,
+        Self::VmOperator,
+        Self::VmAdmin,
+        Self::VmPowerAdmin,
+        Self::PoolOperator,
+        Self::PoolAdmin,
+    ];
+
+    /// XenAPI's name for it, such as `vm-admin`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ReadOnly => "read-only",
+            Self::VmOperator => "vm-operator",
+            Self::VmAdmin => "vm-admin",
+            Self::VmPowerAdmin => "vm-power-admin",
+            Self::PoolOperator => "pool-operator",
+            Self::PoolAdmin => "pool-admin",
+        }
+    }
+
+    /// The role of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|role| role.name() == name)
+    }
 }
 
 /// How long things take, as (least, most); each draw comes from the seed.
@@ -232,6 +266,10 @@ pub struct DomainStart {
     pub mode: BootMode,
     /// It was started paused and is unpaused now.
     pub was_paused: bool,
+    /// Platform flags (acpi, apic, pae) that an HVM domain's emulator was not given; only on 6.0 and older.
+    pub lacks: Vec<&'static str>,
+    /// It lost its disks: on 6.1 and 6.2, when the boot mode was changed while its predecessor ran.
+    pub diskless: bool,
 }
 
 /// What a guest does to itself.

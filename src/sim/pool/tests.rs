@@ -8,6 +8,8 @@ use super::*;
 
 const START: Timestamp = Timestamp::from_millis(1_767_268_800_000); // 2026-01-01T12:00:00Z
 
+const ADMIN: Actor<'_> = Actor { caller: Caller::Client, role: Role::PoolAdmin, session: "" };
+
 /// A pool with one VM, and a clock.
 struct Rig {
     pool: Pool,
@@ -36,7 +38,7 @@ impl Rig {
         let mut words = line.split(' ');
         let method = words.next().unwrap();
         let params: Vec<Value> = words.map(|word| self.value(word)).collect();
-        let answer = self.pool.perform(self.now, Caller::Client, Role::PoolAdmin, method, &params);
+        let answer = self.pool.perform(self.now, ADMIN, method, &params);
         self.show(answer)
     }
 
