@@ -106,6 +106,7 @@ impl Pool {
                 };
                 Ok(Value::Struct(self.db.rows(class).map(record).collect()))
             }
+            "get_all_records_where" => self.records_where(class, params),
             "get_record" => self.existing(class, params).map(|reference| {
                 let fields = self.db.row(class, &reference).map(|row| row.fields.clone());
                 Value::Struct(fields.unwrap_or_default())
@@ -293,7 +294,9 @@ impl PersonAct {
             Self::Pause => ("VM.pause", vec![this()]),
             Self::Unpause => ("VM.unpause", vec![this()]),
             // To any other host: the model takes the null reference for that.
-            Self::Migrate => ("VM.pool_migrate", vec![this(), Value::string(NULL), Value::map(&BTreeMap::new())]),
+            Self::Migrate => {
+                ("VM.pool_migrate", vec![this(), Value::string(NULL), Value::map(&BTreeMap::new())])
+            }
             Self::Destroy => ("VM.destroy", vec![this()]),
             Self::Clone { name } => ("VM.clone", text(name)),
             Self::SetName(name) => ("VM.set_name_label", text(name)),

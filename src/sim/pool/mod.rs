@@ -12,7 +12,9 @@ mod bootloader;
 mod calls;
 mod db;
 mod events;
+mod expression;
 mod follow;
+mod getters;
 mod hosts;
 mod messages;
 mod populate;
@@ -158,11 +160,6 @@ impl Pool {
         pool.add_account(DEFAULT_USER, Secret::new(DEFAULT_PASSWORD.to_owned()), Role::PoolAdmin);
         pool.populate(hosts);
         pool
-    }
-
-    /// The release that it plays.
-    pub const fn release(&self) -> Release {
-        self.release
     }
 
     /// Adds a VM; answers its uuid.
