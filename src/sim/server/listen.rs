@@ -6,27 +6,39 @@ use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    time::sleep,
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::{SimError, SimOptions, member::Member, wire};
+use super::{SimError, SimOptions, member::Member, tls::Acceptor, wire};
 
 /// How often a port is sought that is free at every member's address.
 const PORT_TRIES: u32 = 32;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 512;
+/// For a TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 /// After an error of accept (no descriptors left).
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// A member's listener.
+#[derive(Debug)]
+pub(super) struct Door {
+    pub(super) listener: TcpListener,
+    /// `None`: clear text.
+    pub(super) acceptor: Option<Acceptor>,
+}
+
 /// Takes connections until it is stopped, and with it the connections.
-pub(super) async fn accept(listener: TcpListener, member: Member, stop: CancellationToken) {
+pub(super) async fn accept(door: Door, member: Member, stop: CancellationToken) {
     loop {
-        match listener.accept().await {
+        match door.listener.accept().await {
             Ok((stream, _)) => {
-                tokio::spawn(stop.clone().run_until_cancelled_owned(converse(stream, member.clone())));
+                let conversation = welcome(stream, door.acceptor.clone(), member.clone());
+                tokio::spawn(stop.clone().run_until_cancelled_owned(conversation));
             }
             Err(error) => {
                 debug!(%error, "cannot accept a connection");
@@ -36,13 +48,23 @@ pub(super) async fn accept(listener: TcpListener, member: Member, stop: Cancella
     }
 }
 
+async fn welcome(stream: TcpStream, acceptor: Option<Acceptor>, member: Member) {
+    let Some(acceptor) = acceptor else { return converse(stream, member).await };
+    match timeout(HANDSHAKE, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => converse(stream, member).await,
+        Ok(Err(error)) => debug!(%error, "TLS handshake failed"),
+        Err(error) => debug!(%error, "TLS handshake not ended in time"),
+    }
+}
+
 /// One connection, kept alive as long as the client wants.
-async fn converse(stream: TcpStream, member: Member) {
+async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, member: Member) {
     let service = service_fn(|request| wire::serve(&member, request));
     if let Err(error) = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await {
         debug!(%error, "connection ended");
     }
 }
+
 /// Listeners on one port at every address.
 pub(super) fn listen(options: &SimOptions) -> Result<Vec<(SocketAddr, TcpListener)>, SimError> {
     let mut tries = 0;

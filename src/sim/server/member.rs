@@ -16,7 +16,9 @@ use crate::{
 
 /// Xapi gathers events this long before it answers event.from.
 const EVENT_BATCH: Duration = Duration::from_millis(50);
-/// The longest that event.from waits, whatever the caller asks for.
+/// The older of the two calls that wait for events.
+const EVENT_NEXT: &str = "event.next";
+/// The longest that a call waits for events, whatever the caller asks for.
 const EVENT_LIMIT: Duration = Duration::from_secs(300);
 
 /// One member of the pool as its listener knows it.
@@ -90,6 +92,9 @@ impl Member {
         if method == Method::EventFrom.name() {
             self.wait_for_events(params).await;
         }
+        if method == EVENT_NEXT {
+            self.wait_for_next(params).await;
+        }
         let answer = self.pool.with(|pool, now| pool.call(now, method, params));
         if answer.as_ref().is_err_and(|failure| failure.is("SESSION_AUTHENTICATION_FAILED")) {
             sleep(self.login_delay).await;
@@ -122,6 +127,15 @@ impl Member {
         let ready =
             |pool: &mut Pool, _| (!pool.has_session(session) || pool.has_events(subscription)).then_some(());
         if timeout(asked.min(EVENT_LIMIT), self.pool.wait_for(ready)).await.is_ok() {
+            sleep(EVENT_BATCH).await;
+        }
+    }
+    /// Waits until event.next, which takes no time limit, has something to say.
+    async fn wait_for_next(&self, params: &[Value]) {
+        let session = params.first().and_then(Value::as_str).unwrap_or_default();
+        let ready =
+            |pool: &mut Pool, _| (!pool.has_session(session) || pool.has_next_events(session)).then_some(());
+        if timeout(EVENT_LIMIT, self.pool.wait_for(ready)).await.is_ok() {
             sleep(EVENT_BATCH).await;
         }
     }

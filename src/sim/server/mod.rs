@@ -4,13 +4,14 @@
 //! The pool lives in [`SharedPool`]; a driver lets due things happen by the real clock and hands domains that began
 //! to run to the body that plays guests. Invariant: nobody holds the pool's lock while waiting for anything.
 //!
-//! Where things are: `listen` sockets, `wire` HTTP and its bodies, `jsonrpc` one of the two, `member` one call with its fault, `shared` the
-//! pool and the fault plan behind their locks.
+//! Where things are: `listen` sockets, `wire` HTTP and its bodies, `jsonrpc` one of the two, `member` one call with its fault, `tls` the
+//! members' certificates, `shared` the pool and the fault plan behind their locks.
 
 mod jsonrpc;
 mod listen;
 mod member;
 mod shared;
+mod tls;
 mod wire;
 
 use std::{
@@ -21,12 +22,12 @@ use std::{
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-pub use self::shared::SharedPool;
 use self::{
-    listen::{accept, listen},
+    listen::{Door, accept, listen},
     member::Member,
     shared::{SharedFaults, drive},
 };
+pub use self::{shared::SharedPool, tls::Certificate};
 use super::{
     faults::{Fault, FaultPlan, Tally},
     pool::{DomainStart, Pool},
@@ -44,6 +45,8 @@ pub struct SimOptions {
     pub port: u16,
     /// Bind to this device, such as `lo`, so that nothing leaves it.
     pub device: Option<String>,
+    /// HTTPS alone, each member with a certificate of its own, made now.
+    pub tls: bool,
     /// How long a wrong password is answered late; xapi takes five seconds.
     pub login_delay: Duration,
     /// What goes wrong.
@@ -56,6 +59,7 @@ impl Default for SimOptions {
             addresses: vec![Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 2)],
             port: 0,
             device: None,
+            tls: false,
             login_delay: Duration::from_secs(5),
             faults: FaultPlan::default(),
         }
@@ -73,6 +77,12 @@ pub enum SimError {
         /// Why.
         source: std::io::Error,
     },
+    /// A certificate cannot be made.
+    #[error("cannot make a certificate")]
+    Certificate(#[source] rcgen::Error),
+    /// The TLS library does not take the certificate.
+    #[error("cannot serve HTTPS")]
+    Tls(#[source] rustls::Error),
     /// No address was given.
     #[error("the simulated pool has no address to listen on")]
     NoAddress,
@@ -84,6 +94,8 @@ pub struct SimServer {
     pub address: SocketAddr,
     /// Where every member listens.
     pub members: Vec<SocketAddr>,
+    /// The members' certificates in the same order; none where it is served in clear text.
+    pub certificates: Vec<Certificate>,
     /// The pool.
     pub pool: SharedPool,
     /// Domains that began to run; the body that plays guests takes them.
@@ -98,26 +110,39 @@ impl SimServer {
         let listeners = listen(&options)?;
         let members: Vec<SocketAddr> = listeners.iter().map(|(address, _)| *address).collect();
         let address = *members.first().ok_or(SimError::NoAddress)?;
+        let mut pool = pool;
+        let mut certificates = Vec::new();
+        let mut doors = Vec::new();
+        for (address, listener) in listeners {
+            let acceptor = if options.tls { Some(tls::acceptor(address.ip())?) } else { None };
+            let (acceptor, certificate) = acceptor.unzip();
+            certificates.extend(certificate);
+            doors.push((address, Door { listener, acceptor }));
+        }
+        if let Some(certificate) = certificates.first() {
+            pool.set_certificate(&certificate.pem);
+        }
         let pool = SharedPool::new(pool);
         let faults = SharedFaults::new(options.faults);
         let stop = CancellationToken::new();
-        for (address, listener) in listeners {
+        for (address, door) in doors {
             let member = Member {
                 address: address.ip(),
                 pool: pool.clone(),
                 faults: faults.clone(),
                 login_delay: options.login_delay,
             };
-            tokio::spawn(stop.clone().run_until_cancelled_owned(accept(listener, member, stop.clone())));
+            tokio::spawn(stop.clone().run_until_cancelled_owned(accept(door, member, stop.clone())));
         }
         let (sender, starts) = mpsc::channel(STARTS_LIMIT);
         tokio::spawn(stop.clone().run_until_cancelled_owned(drive(pool.clone(), sender)));
-        Ok(Self { address, members, pool, starts, faults, stop })
+        Ok(Self { address, members, certificates, pool, starts, faults, stop })
     }
 
-    /// Such as `http://127.0.0.1:40123`.
+    /// Such as `http://127.0.0.1:40123`, or `https://…`.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = if self.certificates.is_empty() { "http" } else { "https" };
+        format!("{scheme}://{}", self.address)
     }
 
     /// Plans another fault; calls count for it from now on.

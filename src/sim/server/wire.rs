@@ -30,6 +30,8 @@ const BODY_LIMIT: usize = 300 << 10;
 const JSON_PATH: &str = "/jsonrpc";
 /// The API version of XenServer 7.0, the first release that certainly has JSON-RPC.
 const JSON_SINCE: Api = (2, 5);
+/// The one call that needs no session, and whose XML answer has no envelope.
+const LIST_METHODS: &str = "system.listMethods";
 /// What xapi's page says before the error itself.
 const APOLOGY: &str = "An unexpected error occurred; please wait a while and try again. If the problem persists, \
                        please contact your support representative.";
@@ -69,10 +71,15 @@ async fn answer(member: &Member, call: &Call) -> Result<Response<Body>, Closed> 
         Call::Json(request) => (&request.method, &request.params),
         Call::Xml { method, params } => (method, params),
     };
-    let answer = member.answer(method, params).await?;
+    let answer = if method == LIST_METHODS {
+        let methods = member.pool.locked(|pool, _| pool.methods());
+        Ok(Value::Array(methods.into_iter().map(Value::String).collect()))
+    } else {
+        member.answer(method, params).await?
+    };
     let (body, kind) = match call {
         Call::Json(request) => (request.reply(&answer), "application/json"),
-        Call::Xml { .. } => (xml(&answer), "text/xml"),
+        Call::Xml { .. } => (xml(method, &answer), "text/xml"),
     };
     debug!(%method, member = %member.address, refused = answer.err().map(|failure| failure.code), "simulated call");
     let mut response = Response::new(Body::from(body));
@@ -80,8 +87,9 @@ async fn answer(member: &Member, call: &Call) -> Result<Response<Body>, Closed> 
     Ok(response)
 }
 
-fn xml(answer: &Result<Value, Failure>) -> String {
+fn xml(method: &str, answer: &Result<Value, Failure>) -> String {
     match answer {
+        Ok(value) if method == LIST_METHODS => codec::encode_bare(value),
         Ok(value) => codec::encode_success(value),
         Err(failure) => codec::encode_failure(failure),
     }
