@@ -1,17 +1,27 @@
 //! `bootflip simulate`: a XenAPI server on loopback, with VMs to try things against.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::sleep,
+};
 
 use super::{Answer, Ended, Stop, lab, print};
 use crate::{
     machine::MacAddr,
+    secret::hex,
     sim::{
-        pool::{DEFAULT_PASSWORD, DEFAULT_USER, Pool, Release, VmSpec},
-        server::{SimOptions, SimServer},
+        pool::{BootMode, DEFAULT_PASSWORD, DEFAULT_USER, DomainStart, GuestAct, Pool, Release, VmSpec},
+        server::{Control, ControlPlace, SharedPool, SimOptions, SimServer},
     },
 };
+
+/// How long a guest that installs takes for it.
+const INSTALL_TIME: Duration = Duration::from_secs(3);
+/// How long an installed guest takes until its agent tells an address.
+const BOOT_TIME: Duration = Duration::from_secs(1);
 
 /// Arguments of `simulate`.
 #[derive(Debug, Args)]
@@ -25,12 +35,31 @@ pub(super) struct SimulateArgs {
     /// Fixes uuids and timing.
     #[arg(long, value_name = "S", default_value_t = 1)]
     seed: u64,
-    /// Where it listens on 127.0.0.1; 0: any port that is free.
+    /// Where both members listen, on 127.0.0.1 and 127.0.0.2; 0: any port that is free.
     #[arg(long, value_name = "PORT", default_value_t = 0)]
     port: u16,
+    /// Serve HTTPS, with a certificate per member made now.
+    #[arg(long, conflicts_with = "lab")]
+    https: bool,
+    /// What guests do.
+    #[arg(long, value_enum, default_value_t = Guests::Stay, conflicts_with = "lab")]
+    guests: Guests,
+    /// Open the control API on this port of 127.0.0.1 (0: any that is free), or on a unix socket at this path.
+    #[arg(long, value_name = "PORT|PATH", conflicts_with = "lab")]
+    control: Option<ControlPlace>,
     /// Boot a QEMU for each VM that starts, with what tests/lab/prepare.sh put there; needs root, takes no seed or port.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["seed", "port"])]
     lab: Option<PathBuf>,
+}
+
+/// What guests do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Guests {
+    /// They run until somebody stops them.
+    Stay,
+    /// One that boots from the network installs itself in three seconds and powers off; then PV can boot from its
+    /// disk, and tells an address.
+    Install,
 }
 
 fn release(name: &str) -> Result<Release, String> {
@@ -47,22 +76,58 @@ pub(super) async fn run(args: &SimulateArgs) -> Answer {
         pool.add_vm(spec(number));
     }
     let options = SimOptions {
-        addresses: vec![Ipv4Addr::LOCALHOST],
+        addresses: vec![Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 2)],
         port: args.port,
         device: Some("lo".to_owned()),
+        tls: args.https,
         ..SimOptions::default()
     };
     let mut server = SimServer::start(pool, options).map_err(|error| Stop::failed(&error))?;
-    print(&introduction(&server.url(), args));
+    let control = match &args.control {
+        Some(place) => Some(server.control(place).await.map_err(|error| Stop::failed(&error))?),
+        None => None,
+    };
+    let mut terminate = signal(SignalKind::terminate()).map_err(|error| Stop::failed(&error))?;
+    print(&introduction(&server, control.as_ref(), args));
     loop {
         tokio::select! {
             signalled = tokio::signal::ctrl_c() => {
                 return signalled.map(|()| Ended::Done).map_err(|error| Stop::failed(&error));
             }
+            _ = terminate.recv() => return Ok(Ended::Done),
             start = server.starts.recv() => match start {
-                Some(start) => print(&format!("domain {} of {} runs: {:?}\n", start.domid, start.name, start.mode)),
+                Some(start) => {
+                    print(&format!("domain {} of {} runs: {:?}\n", start.domid, start.name, start.mode));
+                    if args.guests == Guests::Install {
+                        tokio::spawn(play(server.pool.clone(), start));
+                    }
+                }
                 None => return Ok(Ended::Done),
             },
+        }
+    }
+}
+
+/// A guest that installs itself from the network, or tells its address once it runs from its disk.
+async fn play(pool: SharedPool, start: DomainStart) {
+    let (vm, domid) = (start.vm_uuid.as_str(), start.domid);
+    match &start.mode {
+        BootMode::Hvm { order } if order.starts_with('n') => {
+            sleep(INSTALL_TIME).await;
+            pool.with(|pool, now| {
+                // A guest that was stopped in between has installed nothing.
+                if pool.guest(now, vm, domid, GuestAct::PowerOff) {
+                    pool.set_bootable(vm, Ok(()));
+                }
+            });
+        }
+        BootMode::Hvm { .. } => {}
+        BootMode::Pv => {
+            sleep(BOOT_TIME).await;
+            let [low, ..] = domid.to_le_bytes();
+            let agent = GuestAct::Agent { ipv4: Ipv4Addr::new(192, 0, 2, low).to_string() };
+            // Ignored by the pool where the guest is gone.
+            pool.with(|pool, now| pool.guest(now, vm, domid, agent));
         }
     }
 }
@@ -77,27 +142,49 @@ fn spec(number: u16) -> VmSpec {
     }
 }
 
-fn introduction(url: &str, args: &SimulateArgs) -> String {
-    format!(
+fn introduction(server: &SimServer, control: Option<&Control>, args: &SimulateArgs) -> String {
+    let url = server.url();
+    let Release { brand, product_version, .. } = args.release;
+    let pins: Vec<String> = server.certificates.iter().map(|certificate| hex(&certificate.sha256)).collect();
+    let guests = match args.guests {
+        Guests::Stay => "No guest runs in them: a start shows here, and nothing more comes of it.",
+        Guests::Install => {
+            "A guest that boots from the network installs itself in three seconds and powers off."
+        }
+    };
+    let mut text = format!(
         "\
-A simulated pool ({brand} {version}) with {vms} halted PV VMs, vm-001 and on, tagged `simulated`.
-No guest runs in them: a start shows here, and nothing more comes of it. Ctrl-C ends it.
+A simulated pool ({brand} {product_version}) with {vms} halted PV VMs, vm-001 and on, tagged `simulated`.
+{guests} Ctrl-C ends it.
 
   url       {url}
   user      {DEFAULT_USER}
   password  {DEFAULT_PASSWORD}
-
+",
+        vms = args.vms,
+    );
+    for (member, pin) in server.members.iter().zip(&pins) {
+        text += &format!("  sha256    {pin}  {member}\n");
+    }
+    if let Some(control) = control {
+        text += &format!("  control   {}\n", control.url);
+    }
+    let trust = match pins.as_slice() {
+        [] => "plain_http = true".to_owned(),
+        pins => format!("tls = {{ pins = {pins:?} }}"),
+    };
+    text + &format!(
+        "\n\
 For a configuration (write the password into simulated.password, mode 0600):
 
   [pool.simulated]
   url = \"{url}\"
-  plain_http = true
+  {trust}
+  members = [\"{other}\"]
   user = \"{DEFAULT_USER}\"
   password_file = \"simulated.password\"
 
 ",
-        brand = args.release.brand,
-        version = args.release.product_version,
-        vms = args.vms,
+        other = server.members.last().unwrap_or(&server.address),
     )
 }

@@ -16,6 +16,7 @@ mod lab;
 mod luck;
 mod recovery;
 mod refusals;
+mod simcontrol;
 mod simpool;
 mod simserver;
 mod stale;

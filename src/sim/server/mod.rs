@@ -5,8 +5,9 @@
 //! to run to the body that plays guests. Invariant: nobody holds the pool's lock while waiting for anything.
 //!
 //! Where things are: `listen` sockets, `wire` HTTP and its bodies, `jsonrpc` one of the two, `member` one call with its fault, `tls` the
-//! members' certificates, `shared` the pool and the fault plan behind their locks.
+//! members' certificates, `control` the control API, `shared` the pool and the fault plan behind their locks.
 
+mod control;
 mod jsonrpc;
 mod listen;
 mod member;
@@ -16,6 +17,7 @@ mod wire;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -23,11 +25,16 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use self::{
+    control::Desk,
     listen::{Door, accept, listen},
     member::Member,
     shared::{SharedFaults, drive},
 };
-pub use self::{shared::SharedPool, tls::Certificate};
+pub use self::{
+    control::{Control, ControlPlace},
+    shared::SharedPool,
+    tls::Certificate,
+};
 use super::{
     faults::{Fault, FaultPlan, Tally},
     pool::{DomainStart, Pool},
@@ -83,6 +90,14 @@ pub enum SimError {
     /// The TLS library does not take the certificate.
     #[error("cannot serve HTTPS")]
     Tls(#[source] rustls::Error),
+    /// The control API's unix socket cannot be opened.
+    #[error("cannot listen on {path}; is another simulator there, or a file left behind?")]
+    Socket {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// No address was given.
     #[error("the simulated pool has no address to listen on")]
     NoAddress,
@@ -143,6 +158,12 @@ impl SimServer {
     pub fn url(&self) -> String {
         let scheme = if self.certificates.is_empty() { "http" } else { "https" };
         format!("{scheme}://{}", self.address)
+    }
+
+    /// Opens the control API there; it ends with this server.
+    pub async fn control(&self, place: &ControlPlace) -> Result<Control, SimError> {
+        let desk = Desk { pool: self.pool.clone(), faults: self.faults.clone() };
+        control::open(place, desk, self.stop.clone()).await
     }
 
     /// Plans another fault; calls count for it from now on.
