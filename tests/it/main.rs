@@ -17,6 +17,7 @@ mod luck;
 mod recovery;
 mod refusals;
 mod simcontrol;
+mod releases_sim;
 mod simpool;
 mod simserver;
 mod stale;

@@ -177,8 +177,7 @@ impl Pool {
 
     fn event_next(&mut self, now: Timestamp, session: &str) -> Result<Value, Failure> {
         let registered = self.doors.get(session).and_then(|session| session.registered.as_ref());
-        let registered =
-            registered.ok_or_else(|| Failure::new("SESSION_NOT_REGISTERED", &[session]))?;
+        let registered = registered.ok_or_else(|| Failure::new("SESSION_NOT_REGISTERED", &[session]))?;
         let (told, revision) = (registered.told, self.db.revision());
         if told < self.events_lost_to.max(self.db.forgotten_to())
             || revision.saturating_sub(told) > QUEUE_LIMIT

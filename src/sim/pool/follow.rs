@@ -35,6 +35,7 @@ impl Pool {
         let (state, domid, host) = match &domain {
             Some(domain) if domain.paused => ("Paused", domain.domid.to_string(), domain.host.as_str()),
             Some(domain) => ("Running", domain.domid.to_string(), domain.host.as_str()),
+            None if self.db.text(Class::Vm, vm, "power_state") == "Suspended" => return,
             None => ("Halted", "-1".to_owned(), NULL),
         };
         let was_on = self.db.text(Class::Vm, vm, "resident_on").to_owned();
@@ -59,6 +60,17 @@ impl Pool {
             self.hide_agent(now, vm);
         }
         self.refresh_allowed(now, vm);
+    }
+
+    /// `VM.power_state_reset`: the record says Halted, whatever lives.
+    pub(super) fn reset_power_state(&mut self, now: Timestamp, vm: &str) {
+        let domain = self.domains.remove(vm);
+        self.stale.remove(vm);
+        self.follow_domain(now, vm);
+        if let Some(domain) = domain {
+            self.domains.insert(vm.to_owned(), domain);
+            self.stale.insert(vm.to_owned());
+        }
     }
 
     fn note_resident(&mut self, now: Timestamp, was_on: &str, host: &str, vm: &str) {
@@ -90,7 +102,9 @@ impl Pool {
         };
         let mut allowed: Vec<Value> =
             Op::ALL.iter().filter(|op| fits(op)).map(|op| Value::string(op.name())).collect();
-        if idle && state == "Halted" {
+        if template && idle {
+            allowed.extend(["clone", "copy", "provision", "destroy", "export"].map(Value::string));
+        } else if idle && state == "Halted" {
             allowed.extend(
                 ["clone", "copy", "destroy", "export", "snapshot", "changing_VCPUs"].map(Value::string),
             );

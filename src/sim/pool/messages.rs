@@ -4,7 +4,7 @@
 //! with the XenAPI data model, release by release.
 
 use super::{
-    release::{Api, BOSTON, CLEARWATER, ELY, MIDNIGHT_RIDE, RIO, TAMPA},
+    release::{Api, BOSTON, CLEARWATER, ELY, MIDNIGHT_RIDE, NILE, RIO, TAMPA},
     schema::{Class, Kind},
     spec::Role,
 };
@@ -88,14 +88,22 @@ const fn pool_wide(class: &'static str, name: &'static str, params: usize) -> Me
 /// Every message of the model that is no getter or setter of a field.
 const MESSAGES: &[Message] = &[
     session("get_auth_user_name", 1).since(MIDNIGHT_RIDE),
+    session("get_auth_user_sid", 1),
+    session("get_client_certificate", 1).since(NILE),
     session("get_is_local_superuser", 1),
     session("get_last_active", 1),
     session("get_originator", 1).since(CLEARWATER),
+    session("get_other_config", 1),
+    session("get_parent", 1).since(MIDNIGHT_RIDE),
     session("get_pool", 1),
     session("get_rbac_permissions", 1).since(MIDNIGHT_RIDE),
+    session("get_record", 1),
+    session("get_subject", 1),
+    session("get_tasks", 1).since(MIDNIGHT_RIDE),
     session("get_this_host", 1),
     session("get_this_user", 1),
     session("get_uuid", 1),
+    session("get_validation_time", 1),
     session("login_with_password", 2).up_to(4),
     session("logout", 0),
     event("from", 3).since(BOSTON),
@@ -178,6 +186,28 @@ const KEY_ROLES: [(&str, Role); 4] = [
     ("XenCenter.CustomFields.*", Role::VmOperator),
 ];
 
+/// A message of a release, for whoever lists or checks them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MessageFacts {
+    /// Such as `VM.start`.
+    pub name: String,
+    /// Parameters after the session: least and most.
+    pub params: (usize, usize),
+    /// The weakest role that may send it.
+    pub role: Role,
+}
+
+/// A field of a release's records.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FieldFacts {
+    /// Such as `VM`.
+    pub class: &'static str,
+    /// Such as `HVM_boot_policy`.
+    pub name: &'static str,
+    /// `string` (also for an enum), `int`, `float`, `bool`, `datetime`, `ref`, `set` or `map`.
+    pub kind: &'static str,
+}
+
 /// What the release knows of this message; `None`: it has no such message.
 pub(super) fn known(api: Api, class: &str, name: &str) -> Option<Known> {
     let own = MESSAGES.iter().find(|message| message.name == name && message.class == class);
@@ -220,7 +250,7 @@ pub(super) fn all(api: Api) -> Vec<(String, Known)> {
     let mut found: Vec<(String, Known)> = MESSAGES.iter().filter_map(named).collect();
     for class in Class::ALL {
         let of_class = OF_RECORDS.iter().chain([&OF_NAMES]).map(|(name, _)| (*name).to_owned());
-        let of_fields = class.names(api).flat_map(|field| {
+        let of_fields = class.fields_of(api).flat_map(|(field, _)| {
             ["get_", "set_", "add_to_", "remove_from_"].map(|verb| format!("{verb}{field}"))
         });
         let tags = ["add_tags", "remove_tags"].map(str::to_owned);

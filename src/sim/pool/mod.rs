@@ -5,17 +5,20 @@
 //! the truth that `power_state`, `domid` and the metrics only follow. Where things are: `schema` and `release`
 //! which fields exist, `messages` which messages and who may send them, `db` the rows, `calls` what messages do,
 //! `sessions` logins, `power` starts, stops and guests, `hosts` where domains fit, `bootloader` what pygrub finds,
-//! `follow` how records follow domains, `tasks` the queue, `events` event.from, `populate` what a pool and a VM
+//! `load` a pool from a real database, `create`, `devices`, `sizes` VMs that are made, `follow` how records follow domains, `tasks` the queue, `events` event.from, `populate` what a pool and a VM
 //! consist of.
 
 mod bootloader;
 mod calls;
+mod create;
 mod db;
+mod devices;
 mod events;
 mod expression;
 mod follow;
 mod getters;
 mod hosts;
+mod load;
 mod messages;
 mod populate;
 mod power;
@@ -23,6 +26,7 @@ mod release;
 mod rng;
 mod schema;
 mod sessions;
+mod sizes;
 mod spec;
 mod tasks;
 #[cfg(test)]
@@ -33,6 +37,8 @@ use std::{
     time::Duration,
 };
 
+pub use load::LoadError;
+pub use messages::{FieldFacts, MessageFacts};
 pub use release::{Api, Release};
 pub use spec::{
     BootMode, Caller, DiskKind, DiskSpec, DomainStart, DomainTruth, GuestAct, HostSpec, LoggedCall,
@@ -125,6 +131,13 @@ impl Pool {
 
     /// A pool of these hosts; the first is the coordinator.
     pub fn with_hosts(seed: u64, release: Release, hosts: Vec<HostSpec>) -> Self {
+        let mut pool = Self::empty(seed, release);
+        pool.populate(hosts);
+        pool
+    }
+
+    /// No hosts, no records; the account of a new pool.
+    fn empty(seed: u64, release: Release) -> Self {
         let mut pool = Self {
             release,
             db: Db::default(),
@@ -158,7 +171,6 @@ impl Pool {
             events_lost_to: 0,
         };
         pool.add_account(DEFAULT_USER, Secret::new(DEFAULT_PASSWORD.to_owned()), Role::PoolAdmin);
-        pool.populate(hosts);
         pool
     }
 
@@ -195,7 +207,27 @@ impl Pool {
     /// Every message that the pool's release has, as `class.message`, without the `Async.` twins: what
     /// `system.listMethods` lists.
     pub fn methods(&self) -> Vec<String> {
-        messages::all(self.release.api).into_iter().map(|(name, _)| name).collect()
+        self.message_facts().into_iter().map(|facts| facts.name).collect()
+    }
+
+    /// The same messages with their parameters and roles.
+    pub fn message_facts(&self) -> Vec<MessageFacts> {
+        let all = messages::all(self.release.api).into_iter();
+        all.map(|(name, known)| MessageFacts { name, params: known.params, role: known.role }).collect()
+    }
+
+    /// Every field of the records of the pool's release.
+    pub fn field_facts(&self) -> Vec<FieldFacts> {
+        let of_class = |class: Class| {
+            let fields = class.fields_of(self.release.api);
+            fields.map(move |(name, kind)| FieldFacts { class: class.name(), name, kind: kind.name() })
+        };
+        Class::ALL.into_iter().flat_map(of_class).collect()
+    }
+
+    /// The addresses of the members, the first is the one that was coordinator at the beginning.
+    pub fn addresses(&self) -> Vec<&str> {
+        self.hosts.iter().map(|host| host.spec.address.as_str()).collect()
     }
 
     /// From now on the VM's record does not follow its domain (xapi missed xenopsd's events), until

@@ -8,46 +8,67 @@ use super::{
     schema::{Class, EPOCH, NULL},
     spec::{DiskKind, DiskSpec, HostSpec, VmSpec},
 };
-use crate::{
-    clock::Timestamp,
-    machine::MacAddr,
-    xen::{Failure, Value},
-};
+use crate::{clock::Timestamp, machine::MacAddr, xen::Value};
 
 /// Rows of the setting are older than everything that can be forgotten.
-const LONG_AGO: Timestamp = Timestamp::from_millis(0);
+pub(super) const LONG_AGO: Timestamp = Timestamp::from_millis(0);
+/// The size of the pool's SR, bytes.
+pub(super) const SR_SIZE: u64 = 64 << 40;
 /// The start time of a VM that ran before the model began: 2020-01-01.
-const RAN_BEFORE: &str = "20200101T00:00:00Z";
+pub(super) const RAN_BEFORE: &str = "20200101T00:00:00Z";
 
 /// Writes members of a new record; a field that the release lacks is skipped.
-struct Draft(Fields);
+pub(super) struct Draft(pub(super) Fields);
 
 impl Draft {
-    fn put(&mut self, field: &str, value: Value) -> &mut Self {
+    pub(super) fn put(&mut self, field: &str, value: Value) -> &mut Self {
         if let Some(slot) = self.0.get_mut(field) {
             *slot = value;
         }
         self
     }
 
-    fn text(&mut self, field: &str, text: &str) -> &mut Self {
+    pub(super) fn text(&mut self, field: &str, text: &str) -> &mut Self {
         let is_date = matches!(self.0.get(field), Some(Value::DateTime(_)));
         let value = if is_date { Value::DateTime(text.to_owned()) } else { Value::string(text) };
         self.put(field, value)
     }
 
-    fn texts(&mut self, pairs: &[(&str, &str)]) -> &mut Self {
+    pub(super) fn texts(&mut self, pairs: &[(&str, &str)]) -> &mut Self {
         for (field, text) in pairs {
             self.text(field, text);
         }
         self
     }
 
-    fn flag(&mut self, field: &str, flag: bool) -> &mut Self {
+    /// The text of a member so far; empty when it has none.
+    pub(super) fn word(&self, field: &str) -> String {
+        self.0.get(field).and_then(Value::as_str).unwrap_or_default().to_owned()
+    }
+
+    /// Whether a flag is set so far.
+    pub(super) fn is_set(&self, field: &str) -> bool {
+        self.0.get(field) == Some(&Value::Bool(true))
+    }
+
+    /// Whether a set has a member that contains this.
+    pub(super) fn has(&self, field: &str, part: &str) -> bool {
+        let Some(Value::Array(items)) = self.0.get(field) else { return false };
+        items.iter().filter_map(Value::as_str).any(|item| item.contains(part))
+    }
+
+    /// Writes one key of a map.
+    pub(super) fn put_in(&mut self, field: &str, key: &str, text: &str) {
+        if let Some(Value::Struct(members)) = self.0.get_mut(field) {
+            members.insert(key.to_owned(), Value::string(text));
+        }
+    }
+
+    pub(super) fn flag(&mut self, field: &str, flag: bool) -> &mut Self {
         self.put(field, Value::Bool(flag))
     }
 
-    fn set(&mut self, field: &str, items: &[String]) -> &mut Self {
+    pub(super) fn set(&mut self, field: &str, items: &[String]) -> &mut Self {
         self.put(field, Value::Array(items.iter().map(Value::string).collect()))
     }
 }
@@ -56,7 +77,9 @@ impl Pool {
     /// The rows of a new pool.
     pub(super) fn populate(&mut self, hosts: Vec<HostSpec>) {
         let mut sr = self.draft(Class::Sr);
+        let size = SR_SIZE.to_string();
         sr.texts(&[("name_label", "Local storage"), ("type", "ext"), ("content_type", "user")]);
+        sr.text("physical_size", &size);
         self.sr_ref = self.store(LONG_AGO, Class::Sr, sr);
         let mut network = self.draft(Class::Network);
         network.texts(&[
@@ -178,14 +201,14 @@ impl Pool {
         self.added.push(uuid.clone());
         self.note_overhead(LONG_AGO, &vm);
         if spec.running {
-            self.run_from_before(&vm);
+            self.run_from_before(&vm, None);
         }
         self.refresh_allowed(LONG_AGO, &vm);
         self.db.sync();
         uuid
     }
 
-    fn add_drive(&mut self, vm: &str, disk: &DiskSpec) {
+    pub(super) fn add_drive(&mut self, vm: &str, disk: &DiskSpec) {
         let empty = disk.kind == DiskKind::Cd && disk.size == 0;
         let sr = self.sr_ref.clone();
         let vdi = if empty {
@@ -202,7 +225,9 @@ impl Pool {
             vdi.texts(&[("type", "user"), ("on_boot", "persist")])
                 .flag("managed", true)
                 .flag("read_only", disk.read_only);
-            self.store(LONG_AGO, Class::Vdi, vdi)
+            let vdi = self.store(LONG_AGO, Class::Vdi, vdi);
+            self.link(LONG_AGO, (Class::Sr, &sr), "VDIs", &vdi);
+            vdi
         };
         let mut vbd = self.draft(Class::Vbd);
         let kind = if disk.kind == DiskKind::Cd { "CD" } else { "Disk" };
@@ -219,7 +244,7 @@ impl Pool {
         self.link(LONG_AGO, (Class::Vdi, &vdi), "VBDs", &vbd);
     }
 
-    fn add_vif(&mut self, now: Timestamp, vm: &str, device: usize, mac: MacAddr) {
+    pub(super) fn add_vif(&mut self, now: Timestamp, vm: &str, device: usize, mac: MacAddr) {
         let mut vif = self.draft(Class::Vif);
         let network = self.network_ref.clone();
         vif.texts(&[
@@ -232,63 +257,6 @@ impl Pool {
         let vif = self.store(now, Class::Vif, vif);
         self.link(now, (Class::Vm, vm), "VIFs", &vif);
         self.link(now, (Class::Network, &network), "VIFs", &vif);
-    }
-
-    /// `VM.clone`: everything but what names and places a VM; other_config and the start time are copied too.
-    pub(super) fn clone_vm(&mut self, now: Timestamp, vm: &str, name: &str) -> Result<String, Failure> {
-        let state = self.db.text(Class::Vm, vm, "power_state");
-        if state != "Halted" {
-            return Err(Failure::new("VM_BAD_POWER_STATE", &[vm, "halted", &state.to_lowercase()]));
-        }
-        let metrics = self.db.text(Class::Vm, vm, "metrics").to_owned();
-        let metrics = self.copy_row(now, Class::VmMetrics, &metrics, |_| {});
-        let copy = self.copy_row(now, Class::Vm, vm, |draft| {
-            draft.texts(&[("name_label", name), ("metrics", &metrics), ("guest_metrics", NULL)]);
-            draft.set("VBDs", &[]).set("VIFs", &[]).flag("is_default_template", false);
-        });
-        for vbd in self.db.set_of(Class::Vm, vm, "VBDs") {
-            let vdi = self.db.text(Class::Vbd, &vbd, "VDI").to_owned();
-            let vdi = self.copy_row(now, Class::Vdi, &vdi, |draft| {
-                draft.set("VBDs", &[]);
-            });
-            let vbd = self.copy_row(now, Class::Vbd, &vbd, |draft| {
-                draft.texts(&[("VM", &copy), ("VDI", &vdi)]);
-            });
-            self.link(now, (Class::Vm, &copy), "VBDs", &vbd);
-            self.link(now, (Class::Vdi, &vdi), "VBDs", &vbd);
-        }
-        for device in 0..self.db.set_of(Class::Vm, vm, "VIFs").len() {
-            let mac = self.local_mac();
-            self.add_vif(now, &copy, device, mac);
-        }
-        let (from, to) =
-            (self.db.text(Class::Vm, vm, "uuid"), self.db.text(Class::Vm, &copy, "uuid").to_owned());
-        if let Some(found) = self.boot_disks.get(from).cloned() {
-            self.boot_disks.insert(to.clone(), found);
-        }
-        self.added.push(to);
-        self.refresh_allowed(now, &copy);
-        Ok(copy)
-    }
-
-    /// `VM.destroy`: the VM, its drives and its NICs; the disks stay.
-    pub(super) fn destroy_vm(&mut self, now: Timestamp, vm: &str) -> Result<(), Failure> {
-        let state = self.db.text(Class::Vm, vm, "power_state");
-        if state != "Halted" {
-            return Err(Failure::new("VM_BAD_POWER_STATE", &[vm, "halted", &state.to_lowercase()]));
-        }
-        if !self.is_idle(vm) {
-            return Err(Failure::new("OTHER_OPERATION_IN_PROGRESS", &["VM", vm]));
-        }
-        for (field, class) in [("VBDs", Class::Vbd), ("VIFs", Class::Vif)] {
-            for device in self.db.set_of(Class::Vm, vm, field) {
-                self.db.remove(now, class, &device);
-            }
-        }
-        let metrics = self.db.text(Class::Vm, vm, "metrics").to_owned();
-        self.db.remove(now, Class::VmMetrics, &metrics);
-        self.db.remove(now, Class::Vm, vm);
-        Ok(())
     }
 
     /// The guest's agent talks: the guest metrics show its address.
@@ -311,44 +279,31 @@ impl Pool {
         }
     }
 
-    fn draft(&mut self, class: Class) -> Draft {
+    pub(super) fn draft(&mut self, class: Class) -> Draft {
         let mut draft = Draft(class.blank(self.release.api));
         let uuid = self.rng.uuid();
         draft.text("uuid", &uuid);
         draft
     }
 
-    fn store(&mut self, now: Timestamp, class: Class, draft: Draft) -> String {
+    pub(super) fn store(&mut self, now: Timestamp, class: Class, draft: Draft) -> String {
         let reference = self.rng.reference();
         self.db.insert(now, class, reference.clone(), draft.0);
         reference
     }
 
-    fn copy_row(
+    /// Adds a reference to a set of references.
+    pub(super) fn link(
         &mut self,
         now: Timestamp,
-        class: Class,
-        of: &str,
-        change: impl FnOnce(&mut Draft),
-    ) -> String {
-        let Some(row) = self.db.row(class, of) else { return NULL.to_owned() };
-        let mut draft = Draft(row.fields.clone());
-        draft.text("uuid", &self.rng.uuid());
-        change(&mut draft);
-        self.store(now, class, draft)
-    }
-
-    /// Adds a reference to a set of references.
-    fn link(&mut self, now: Timestamp, (class, owner): (Class, &str), field: &str, reference: &str) {
+        (class, owner): (Class, &str),
+        field: &str,
+        reference: &str,
+    ) {
         let mut references = self.db.set_of(class, owner, field);
         references.push(reference.to_owned());
         let references = references.into_iter().map(Value::String).collect();
         self.db.set(now, class, owner, field, Value::Array(references));
-    }
-
-    fn local_mac(&mut self) -> MacAddr {
-        let [a, b, c, ..] = self.rng.next().to_be_bytes();
-        MacAddr::new([0x02, 0x16, 0x3e, a, b, c])
     }
 }
 
@@ -386,6 +341,8 @@ fn describe_vm(draft: &mut Draft, spec: &VmSpec, metrics: &str) {
     draft.put("blocked_operations", Value::map(&spec.blocked_operations));
     draft.set("tags", &spec.tags);
     draft.flag("is_a_template", spec.template).flag("is_a_snapshot", spec.snapshot);
+    let stock = spec.template && spec.other_config.contains_key("default_template");
+    draft.flag("is_default_template", stock);
     draft.flag("is_control_domain", spec.control_domain);
     draft.flag("ha_always_run", spec.ha_restart_priority == "restart");
 }
@@ -397,7 +354,7 @@ fn pairs(pairs: &[(&str, &str)]) -> Value {
 }
 
 /// The name that a PV guest sees for a userdevice: `0` is `xvda`.
-fn device_name(userdevice: &str) -> String {
+pub(super) fn device_name(userdevice: &str) -> String {
     let letter = userdevice.parse::<u8>().ok().and_then(|number| b'a'.checked_add(number)).map(char::from);
     letter.map_or_else(|| userdevice.to_owned(), |letter| format!("xvd{letter}"))
 }

@@ -141,6 +141,11 @@ pub(super) struct Order {
 }
 
 impl Order {
+    /// An order to be checked, not carried out.
+    pub(super) fn of(op: Op, vm: &str) -> Self {
+        Self { op, vm: vm.to_owned(), paused: false, host: None, task: None }
+    }
+
     /// Reads the parameters of the message.
     pub(super) fn read(op: Op, params: &[Value]) -> Result<Self, Failure> {
         let vm = text_param(params, 0)?.to_owned();
@@ -353,16 +358,27 @@ impl Pool {
         self.build(now, vm, Birth { host, paused: order.paused, by_start: true, ..Birth::default() })
     }
 
-    /// The domain of a VM that runs since before the model began; nobody plays its guest.
-    pub(super) fn run_from_before(&mut self, vm: &str) {
+    /// The domain of a VM that runs since before the model began, at this host and domid where they are known;
+    /// nobody is told to play its guest.
+    pub(super) fn run_from_before(&mut self, vm: &str, place: Option<(String, u32)>) {
         let (boot, kind) = self.planned_mode(vm);
         let mode = match boot {
             BootKind::Hvm => BootMode::Hvm { order: "cd".to_owned() },
             BootKind::Pv => BootMode::Pv,
         };
-        let mut domain = self.new_domain(vm, (mode, kind), self.host_ref(0), RAN_BEFORE);
-        domain.told = true;
-        self.domains.insert(vm.to_owned(), domain);
+        let (host, domid) = place.unwrap_or_else(|| (self.host_ref(0), self.next_domid));
+        let next_domid = self.next_domid.max(domid + 1);
+        let domain = self.new_domain(vm, (mode, kind), host, RAN_BEFORE);
+        self.next_domid = next_domid;
+        self.domains.insert(vm.to_owned(), Domain { domid, born_as: domid, told: true, ..domain });
+        self.follow_domain(RAN_BEFORE, vm);
+    }
+
+    /// A domain that was paused before the model began stays so.
+    pub(super) fn pause_from_before(&mut self, vm: &str, paused: bool) {
+        if let Some(domain) = self.domains.get_mut(vm) {
+            domain.paused = paused;
+        }
         self.follow_domain(RAN_BEFORE, vm);
     }
 
@@ -422,8 +438,7 @@ impl Pool {
         let keeps_note = !birth.by_start && self.release.notes_mode_at_start_only();
         let domain = self.new_domain(vm, (mode, kind), birth.host, now);
         let believed_hvm = if keeps_note { birth.believed_hvm } else { domain.believed_hvm };
-        let domain =
-            Domain { paused: birth.paused, diskless: birth.diskless, believed_hvm, lacks, ..domain };
+        let domain = Domain { paused: birth.paused, diskless: birth.diskless, believed_hvm, lacks, ..domain };
         self.domains.insert(vm.to_owned(), domain);
         self.write_boot_side_effects(now, vm, boot);
         self.follow_domain(now, vm);
@@ -569,5 +584,4 @@ impl Pool {
             drop(self.rebuild(now, vm));
         }
     }
-
 }

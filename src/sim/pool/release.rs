@@ -114,7 +114,8 @@ impl Release {
     /// The newest release whose API is not newer than this one; the oldest for what came before it.
     pub fn of_api(api: Api) -> Self {
         let fits = |release: &Self| release.api <= api;
-        let newest = Self::ALL.into_iter().chain(Self::BETWEEN).filter(fits).max_by_key(|release| release.api);
+        let newest =
+            Self::ALL.into_iter().chain(Self::BETWEEN).filter(fits).max_by_key(|release| release.api);
         newest.unwrap_or(Self::V5_6)
     }
 

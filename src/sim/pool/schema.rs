@@ -90,9 +90,9 @@ impl Class {
         self.fields().iter().find(|field| field.name == name && field.exists(api))
     }
 
-    /// The names of the fields that the release has.
-    pub(super) fn names(self, api: Api) -> impl Iterator<Item = &'static str> {
-        self.fields().iter().filter(move |field| field.exists(api)).map(|field| field.name)
+    /// The names and kinds of the fields that the release has.
+    pub(super) fn fields_of(self, api: Api) -> impl Iterator<Item = (&'static str, Kind)> {
+        self.fields().iter().filter(move |field| field.exists(api)).map(|field| (field.name, field.kind))
     }
 
     /// A record with every field of the release at its empty value.
@@ -116,6 +116,20 @@ pub(super) enum Kind {
 }
 
 impl Kind {
+    /// How the data model calls it; an enum counts as a string.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Text => "string",
+            Self::Int => "int",
+            Self::Float => "float",
+            Self::Flag => "bool",
+            Self::Date => "datetime",
+            Self::Reference => "ref",
+            Self::Set => "set",
+            Self::Map => "map",
+        }
+    }
+
     fn empty(self) -> Value {
         match self {
             Self::Text => Value::void(),

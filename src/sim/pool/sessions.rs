@@ -2,7 +2,7 @@
 //! session tells of itself.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
 };
 
@@ -11,7 +11,7 @@ use super::{
     calls::{date, text_param},
     events::Subscription,
     messages,
-    release::{BOSTON, CREEDENCE, Release},
+    release::{BOSTON, CLEARWATER, CREEDENCE, NILE, Release},
     schema::NULL,
     spec::Role,
 };
@@ -29,6 +29,9 @@ const LIMIT_5_6: usize = 200;
 const LIMIT_6_0: usize = 400;
 const LIMIT_ANONYMOUS: usize = 400;
 const LIMIT_GROUP: usize = 500;
+
+/// Stands for the user of calls without a session.
+const TRUSTED: &str = "trusted";
 
 /// A living session.
 #[derive(Debug)]
@@ -140,7 +143,9 @@ impl Pool {
         let originator = params.get(3).and_then(Value::as_str).unwrap_or_default();
         let role = match self.doors.accounts.get(user) {
             Some((known, role)) if known.expose() == password => *role,
-            _ => return Err(Failure::new("SESSION_AUTHENTICATION_FAILED", &[user, "Authentication failure"])),
+            _ => {
+                return Err(Failure::new("SESSION_AUTHENTICATION_FAILED", &[user, "Authentication failure"]));
+            }
         };
         let reference = self.rng.reference();
         self.doors.logins += 1;
@@ -157,23 +162,66 @@ impl Pool {
         Ok(Value::String(reference))
     }
 
-    /// What a session tells of itself; the parameter is its reference.
-    pub(super) fn session_message(&self, message: &str, params: &[Value]) -> Result<Value, Failure> {
-        let reference = text_param(params, 0)?;
-        let session = self.doors.get(reference);
-        let session = session.ok_or_else(|| Failure::new("HANDLE_INVALID", &["session", reference]))?;
-        let is_root = session.user == DEFAULT_USER;
-        Ok(match message {
-            "get_this_host" => Value::string(self.host_ref(self.coordinator)),
-            "get_pool" => Value::Bool(false), // true for a session of a pool member
-            "get_is_local_superuser" => Value::Bool(is_root),
-            "get_auth_user_name" => Value::string(if is_root { "" } else { &session.user }),
-            "get_originator" => Value::string(&session.originator),
-            "get_last_active" => Value::DateTime(date(session.last_active)),
-            "get_uuid" => Value::string(reference.trim_start_matches("OpaqueRef:")),
-            "get_rbac_permissions" => self.permissions_of(session.role),
-            _ => Value::string(NULL), // get_this_user: no user objects since 5.6
-        })
+    /// What a session tells of itself: `session.get_record` and the getters of its members. The parameter is its
+    /// reference; a trusted caller, who has none, leaves it out.
+    pub(super) fn session_message(
+        &self,
+        actor: Actor<'_>,
+        message: &str,
+        params: &[Value],
+    ) -> Result<Value, Failure> {
+        let trusted = actor.session.is_empty() && params.is_empty();
+        let record = if trusted {
+            self.record_of(actor.role, TRUSTED, "", "", Timestamp::from_millis(0))
+        } else {
+            let reference = text_param(params, 0)?;
+            let session = self.doors.get(reference);
+            let session = session.ok_or_else(|| Failure::new("HANDLE_INVALID", &["session", reference]))?;
+            let uuid = reference.trim_start_matches("OpaqueRef:");
+            self.record_of(session.role, &session.user, &session.originator, uuid, session.last_active)
+        };
+        if message == "get_record" {
+            return Ok(Value::Struct(record));
+        }
+        let member = message.strip_prefix("get_").and_then(|name| record.get(name)).cloned();
+        Ok(member.unwrap_or_else(Value::void))
+    }
+
+    fn record_of(
+        &self,
+        role: Role,
+        user: &str,
+        originator: &str,
+        uuid: &str,
+        last_active: Timestamp,
+    ) -> BTreeMap<String, Value> {
+        // Root is no subject: xapi lists no permission for it.
+        let is_root = user == DEFAULT_USER || user == TRUSTED && role == Role::PoolAdmin;
+        let map = || Value::Struct(BTreeMap::new());
+        let set = || Value::Array(Vec::new());
+        let mut members = vec![
+            ("uuid", Value::string(uuid)),
+            ("this_host", Value::string(self.host_ref(self.coordinator))),
+            ("this_user", Value::string(NULL)),
+            ("last_active", Value::DateTime(date(last_active))),
+            ("pool", Value::Bool(false)), // true for a session of a pool member
+            ("other_config", map()),
+            ("is_local_superuser", Value::Bool(is_root)),
+            ("subject", Value::string(NULL)),
+            ("validation_time", Value::DateTime(date(last_active))),
+            ("auth_user_sid", Value::void()),
+            ("auth_user_name", Value::string(if is_root { "" } else { user })),
+            ("rbac_permissions", if is_root { set() } else { self.permissions_of(role) }),
+            ("tasks", set()),
+            ("parent", Value::string(NULL)),
+        ];
+        if self.release.api >= CLEARWATER {
+            members.push(("originator", Value::string(originator)));
+        }
+        if self.release.api >= NILE {
+            members.push(("client_certificate", Value::Bool(false)));
+        }
+        members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
     /// The permissions of a role, in lower case as xapi keeps them.

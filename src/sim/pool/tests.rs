@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+mod create;
 mod power;
+mod releases;
+mod sessions;
 
 use super::*;
 

@@ -1,6 +1,7 @@
 //! What several areas of the tests share.
 
 pub(crate) mod ports;
+pub(crate) mod reference;
 pub(crate) mod site;
 
 /// Longer than anything takes that a test waits for.

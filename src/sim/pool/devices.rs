@@ -1,0 +1,334 @@
+//! Disks, drives and NICs that are made and unmade: `VDI`, `VBD` and `VIF` `create` and `destroy`, and which
+//! positions are free.
+
+use sha2::{Digest, Sha256};
+
+use super::{
+    Pool,
+    calls::text_param,
+    create::MAC_SEED,
+    db::is_null,
+    populate::{Draft, device_name},
+    schema::{Class, Kind},
+};
+use crate::{
+    clock::Timestamp,
+    machine::MacAddr,
+    xen::{Failure, Value},
+};
+
+/// Members that a record given to `create` must have.
+const VIF_NEEDS: &[&str] =
+    &["device", "network", "VM", "MAC", "MTU", "other_config", "qos_algorithm_type", "qos_algorithm_params"];
+const VBD_NEEDS: &[&str] = &[
+    "VM",
+    "VDI",
+    "userdevice",
+    "bootable",
+    "mode",
+    "type",
+    "empty",
+    "other_config",
+    "qos_algorithm_type",
+    "qos_algorithm_params",
+];
+const VDI_NEEDS: &[&str] = &["SR", "virtual_size", "type", "sharable", "read_only", "other_config"];
+/// Positions for drives and NICs.
+const VBD_POSITIONS: u8 = 16;
+const VIF_POSITIONS: u8 = 7;
+
+/// The MAC of a NIC whose record names none: locally administered, from the VM's seed and the device.
+pub(super) fn mac_of_seed(seed: &str, device: &str) -> MacAddr {
+    let digest = Sha256::digest(format!("{seed}:{device}"));
+    let mut bytes = [0; 6];
+    for (to, from) in bytes.iter_mut().zip(digest) {
+        *to = from;
+    }
+    let [first, rest @ ..] = bytes;
+    let [b, c, d, e, f] = rest;
+    MacAddr::new([first & 0xfc | 0x02, b, c, d, e, f])
+}
+
+impl Pool {
+    /// `create` and `destroy` of these classes, and what else they have; `None`: none of them.
+    pub(super) fn device_message(
+        &mut self,
+        now: Timestamp,
+        class: Class,
+        message: &str,
+        params: &[Value],
+    ) -> Option<Result<Value, Failure>> {
+        let made = |made: Result<String, Failure>| made.map(Value::String);
+        let done = |done: Result<(), Failure>| done.map(|()| Value::void());
+        Some(match (class, message) {
+            (Class::Vif, "create") => made(self.create_vif(now, params)),
+            (Class::Vbd, "create") => made(self.create_vbd(now, params)),
+            (Class::Vdi, "create") => made(self.create_vdi(now, params)),
+            (Class::Vif | Class::Vbd, "destroy") => done(self.destroy_device(now, class, params)),
+            (Class::Vdi, "destroy") => done(self.destroy_vdi(now, params)),
+            (Class::Vbd, "set_mode") => done(self.existing(class, params).and_then(|vbd| {
+                let mode = text_param(params, 1)?;
+                if !matches!(mode, "RO" | "RW") {
+                    return Err(Failure::new("INVALID_VALUE", &["mode", mode]));
+                }
+                self.db.set_text(now, class, &vbd, "mode", mode);
+                Ok(())
+            })),
+            (Class::Vdi, "set_name_label" | "set_name_description") => {
+                done(self.existing(class, params).and_then(|vdi| {
+                    let field = message.trim_start_matches("set_");
+                    self.db.set_text(now, class, &vdi, field, text_param(params, 1)?);
+                    Ok(())
+                }))
+            }
+            _ => return None,
+        })
+    }
+
+    /// A draft from the record that a client sent: members that the class has, each of its kind.
+    fn draft_of(&mut self, class: Class, needs: &[&str], params: &[Value]) -> Result<Draft, Failure> {
+        let Some(Value::Struct(given)) = params.first() else {
+            return Err(Failure::new("FIELD_TYPE_ERROR", &["record"]));
+        };
+        if let Some(missing) = needs.iter().find(|name| !given.contains_key(**name)) {
+            return Err(Failure::new("XMLRPC_UNMARSHAL_FAILURE", &[missing, "missing from the record"]));
+        }
+        let mut draft = self.draft(class);
+        for (name, value) in given {
+            let Some(field) = class.field(self.release.api, name).filter(|_| name != "uuid") else {
+                continue;
+            };
+            if !field.kind.holds(value) {
+                return Err(Failure::new("FIELD_TYPE_ERROR", &[name]));
+            }
+            let value = match value {
+                Value::Int(number) if field.kind == Kind::Int => Value::string(number.to_string()),
+                _ => value.clone(),
+            };
+            draft.put(name, value);
+        }
+        Ok(draft)
+    }
+
+    fn create_vif(&mut self, now: Timestamp, params: &[Value]) -> Result<String, Failure> {
+        let mut draft = self.draft_of(Class::Vif, VIF_NEEDS, params)?;
+        let [vm, network, device, mac] = ["VM", "network", "device", "MAC"].map(|name| draft.word(name));
+        self.check_reference(Class::Vm, &vm)?;
+        self.check_reference(Class::Network, &network)?;
+        self.check_position(&vm, (Class::Vif, "VIFs", "device"), &device, VIF_POSITIONS)?;
+        let mac = if mac.is_empty() {
+            let seed = self.db.map_of(Class::Vm, &vm, "other_config").remove(MAC_SEED).unwrap_or_default();
+            draft.flag("MAC_autogenerated", true);
+            mac_of_seed(&seed, &device)
+        } else {
+            let parsed = mac.parse::<MacAddr>().ok().filter(|_| mac.matches(':').count() == 5);
+            let unicast = parsed.filter(|parsed| parsed.octets().first().is_some_and(|byte| byte & 1 == 0));
+            unicast.ok_or_else(|| Failure::new("MAC_INVALID", &[&mac]))?
+        };
+        draft.text("MAC", &mac.to_string()).flag("currently_attached", false);
+        if draft.word("locking_mode").is_empty() {
+            draft.text("locking_mode", "network_default");
+        }
+        let vif = self.store(now, Class::Vif, draft);
+        self.link(now, (Class::Vm, &vm), "VIFs", &vif);
+        self.link(now, (Class::Network, &network), "VIFs", &vif);
+        Ok(vif)
+    }
+
+    fn create_vbd(&mut self, now: Timestamp, params: &[Value]) -> Result<String, Failure> {
+        let draft = self.draft_of(Class::Vbd, VBD_NEEDS, params)?;
+        self.store_vbd(now, draft)
+    }
+
+    /// Checks a drive and adds it.
+    pub(super) fn store_vbd(&mut self, now: Timestamp, mut draft: Draft) -> Result<String, Failure> {
+        let [vm, vdi, mut position, mode, kind] =
+            ["VM", "VDI", "userdevice", "mode", "type"].map(|name| draft.word(name));
+        self.check_reference(Class::Vm, &vm)?;
+        for (field, value, values) in
+            [("mode", &mode, &["RO", "RW"][..]), ("type", &kind, &["CD", "Disk", "Floppy"])]
+        {
+            if !values.contains(&value.as_str()) {
+                return Err(Failure::new("INVALID_VALUE", &[field, value]));
+            }
+        }
+        if kind == "CD" && mode == "RW" {
+            return Err(Failure::new("VBD_CDS_MUST_BE_READONLY", &[]));
+        }
+        if !draft.is_set("empty") {
+            self.check_reference(Class::Vdi, &vdi)?;
+        }
+        if position == "autodetect" {
+            let free = self.free_positions(&vm, (Class::Vbd, "VBDs", "userdevice"), VBD_POSITIONS);
+            position = free.into_iter().next().unwrap_or_default();
+        }
+        self.check_position(&vm, (Class::Vbd, "VBDs", "userdevice"), &position, VBD_POSITIONS)?;
+        draft.texts(&[("userdevice", &position), ("device", &device_name(&position))]);
+        draft.flag("currently_attached", false);
+        let vbd = self.store(now, Class::Vbd, draft);
+        self.link(now, (Class::Vm, &vm), "VBDs", &vbd);
+        self.link(now, (Class::Vdi, &vdi), "VBDs", &vbd);
+        Ok(vbd)
+    }
+
+    fn create_vdi(&mut self, now: Timestamp, params: &[Value]) -> Result<String, Failure> {
+        let mut draft = self.draft_of(Class::Vdi, VDI_NEEDS, params)?;
+        draft.text("on_boot", "persist");
+        self.store_vdi(now, draft)
+    }
+
+    /// Checks a disk and adds it: the SR needs the room.
+    pub(super) fn store_vdi(&mut self, now: Timestamp, mut draft: Draft) -> Result<String, Failure> {
+        let (sr, size) = (draft.word("SR"), draft.word("virtual_size"));
+        self.check_reference(Class::Sr, &sr)?;
+        let size: u64 = size.parse().map_err(|_| Failure::new("INVALID_VALUE", &["virtual_size", &size]))?;
+        let number = |field: &str| self.db.text(Class::Sr, &sr, field).parse::<u64>().unwrap_or_default();
+        let used = number("virtual_allocation").saturating_add(size);
+        if used > number("physical_size") {
+            let words = ["", "There is insufficient space", ""];
+            return Err(Failure::new("SR_BACKEND_FAILURE_44", &words));
+        }
+        draft.flag("managed", true).text("physical_utilisation", &size.to_string());
+        let vdi = self.store(now, Class::Vdi, draft);
+        self.link(now, (Class::Sr, &sr), "VDIs", &vdi);
+        self.db.set_text(now, Class::Sr, &sr, "virtual_allocation", &used.to_string());
+        Ok(vdi)
+    }
+
+    fn destroy_device(&mut self, now: Timestamp, class: Class, params: &[Value]) -> Result<(), Failure> {
+        let device = self.existing(class, params)?;
+        if self.db.flag(class, &device, "currently_attached") {
+            let words = format!("{} '{device}' still attached", class.name());
+            return Err(Failure::new("OPERATION_NOT_ALLOWED", &[&words]));
+        }
+        self.remove_device(now, class, &device);
+        Ok(())
+    }
+
+    /// Takes a drive or a NIC away, and out of what points at it.
+    pub(super) fn remove_device(&mut self, now: Timestamp, class: Class, device: &str) {
+        let (field, other) = if class == Class::Vif {
+            ("VIFs", (Class::Network, "network"))
+        } else {
+            ("VBDs", (Class::Vdi, "VDI"))
+        };
+        let vm = self.db.text(class, device, "VM").to_owned();
+        let end = self.db.text(class, device, other.1).to_owned();
+        self.unlink(now, (Class::Vm, &vm), field, device);
+        self.unlink(now, (other.0, &end), field, device);
+        self.db.remove(now, class, device);
+    }
+
+    fn destroy_vdi(&mut self, now: Timestamp, params: &[Value]) -> Result<(), Failure> {
+        let vdi = self.existing(Class::Vdi, params)?;
+        let drives = self.db.set_of(Class::Vdi, &vdi, "VBDs");
+        if drives.iter().any(|vbd| self.db.flag(Class::Vbd, vbd, "currently_attached")) {
+            return Err(Failure::new("VDI_IN_USE", &[&vdi, "destroy"]));
+        }
+        // Xapi's collector takes drives whose disk is gone.
+        for vbd in drives {
+            self.remove_device(now, Class::Vbd, &vbd);
+        }
+        let sr = self.db.text(Class::Vdi, &vdi, "SR").to_owned();
+        let size: u64 = self.db.text(Class::Vdi, &vdi, "virtual_size").parse().unwrap_or_default();
+        let used: u64 = self.db.text(Class::Sr, &sr, "virtual_allocation").parse().unwrap_or_default();
+        let used = used.saturating_sub(size).to_string();
+        self.db.set_text(now, Class::Sr, &sr, "virtual_allocation", &used);
+        self.unlink(now, (Class::Sr, &sr), "VDIs", &vdi);
+        self.db.remove(now, Class::Vdi, &vdi);
+        Ok(())
+    }
+
+    /// `VM.get_allowed_VBD_devices` and `VM.get_allowed_VIF_devices`.
+    pub(super) fn allowed_positions(&self, vm: &str, message: &str) -> Value {
+        let free = if message == "get_allowed_VIF_devices" {
+            self.free_positions(vm, (Class::Vif, "VIFs", "device"), VIF_POSITIONS)
+        } else {
+            self.free_positions(vm, (Class::Vbd, "VBDs", "userdevice"), VBD_POSITIONS)
+        };
+        Value::Array(free.into_iter().map(Value::String).collect())
+    }
+
+    fn free_positions(&self, vm: &str, of: (Class, &str, &str), limit: u8) -> Vec<String> {
+        let (class, set, field) = of;
+        let devices = self.db.set_of(Class::Vm, vm, set);
+        let taken: Vec<&str> = devices.iter().map(|device| self.db.text(class, device, field)).collect();
+        (0..limit)
+            .map(|number| number.to_string())
+            .filter(|number| !taken.contains(&number.as_str()))
+            .collect()
+    }
+
+    fn check_position(
+        &self,
+        vm: &str,
+        of: (Class, &str, &str),
+        position: &str,
+        limit: u8,
+    ) -> Result<(), Failure> {
+        if position.parse::<u8>().ok().is_none_or(|number| number >= limit) {
+            return Err(Failure::new("INVALID_DEVICE", &[position]));
+        }
+        if self.free_positions(vm, of, limit).iter().any(|free| free == position) {
+            return Ok(());
+        }
+        Err(Failure::new("DEVICE_ALREADY_EXISTS", &[position]))
+    }
+
+    fn check_reference(&self, class: Class, reference: &str) -> Result<(), Failure> {
+        if !is_null(reference) && self.db.row(class, reference).is_some() {
+            return Ok(());
+        }
+        Err(Failure::new("HANDLE_INVALID", &[class.name(), reference]))
+    }
+
+    /// Takes a reference out of a set of references.
+    fn unlink(&mut self, now: Timestamp, (class, owner): (Class, &str), field: &str, reference: &str) {
+        let mut references = self.db.set_of(class, owner, field);
+        references.retain(|known| known != reference);
+        let references = references.into_iter().map(Value::String).collect();
+        self.db.set(now, class, owner, field, Value::Array(references));
+    }
+
+    /// Adds an SR of this size in bytes; answers its uuid.
+    pub fn add_sr(&mut self, name: &str, size: u64) -> String {
+        let mut sr = self.draft(Class::Sr);
+        let size = size.to_string();
+        sr.texts(&[
+            ("name_label", name),
+            ("type", "ext"),
+            ("content_type", "user"),
+            ("physical_size", &size),
+        ]);
+        let uuid = sr.word("uuid");
+        self.store(Timestamp::from_millis(0), Class::Sr, sr);
+        uuid
+    }
+
+    /// The pool's default SR from now on, by uuid; `None`: it has none.
+    pub fn set_default_sr(&mut self, now: Timestamp, uuid: Option<&str>) {
+        let sr =
+            uuid.and_then(|uuid| self.db.by_uuid(Class::Sr, uuid)).unwrap_or(super::schema::NULL).to_owned();
+        let pool = self.pool_ref.clone();
+        self.db.set_text(now, Class::Pool, &pool, "default_SR", &sr);
+    }
+
+    /// Adds a network; answers its uuid.
+    pub fn add_network(&mut self, name: &str) -> String {
+        let mut network = self.draft(Class::Network);
+        let bridge = format!("xapi{}", self.db.count(Class::Network));
+        network.texts(&[("name_label", name), ("bridge", &bridge), ("MTU", "1500")]);
+        let uuid = network.word("uuid");
+        self.store(Timestamp::from_millis(0), Class::Network, network);
+        uuid
+    }
+
+    /// Adds a writable disk of this size at this position of a VM, bootable or not.
+    pub fn add_disk(&mut self, vm_uuid: &str, disk: &super::DiskSpec) -> Result<(), Failure> {
+        let vm = self.db.by_uuid(Class::Vm, vm_uuid).map(str::to_owned);
+        let vm = vm.ok_or_else(|| Failure::new("UUID_INVALID", &["VM", vm_uuid]))?;
+        self.check_position(&vm, (Class::Vbd, "VBDs", "userdevice"), &disk.userdevice, VBD_POSITIONS)?;
+        self.add_drive(&vm, disk);
+        Ok(())
+    }
+}
