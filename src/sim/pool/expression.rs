@@ -23,6 +23,15 @@ pub(super) enum Operand {
 /// How deep parentheses and negations may nest.
 const DEPTH: usize = 64;
 
+impl Operand {
+    fn field(&self) -> Option<&str> {
+        match self {
+            Self::Field(name) => Some(name),
+            Self::Literal(_) => None,
+        }
+    }
+}
+
 #[derive(Debug, PartialEq, Eq)]
 enum Token {
     Word(String),
@@ -64,13 +73,7 @@ impl Expression {
             Self::True | Self::False => Vec::new(),
             Self::Not(inner) => inner.fields(),
             Self::And(left, right) | Self::Or(left, right) => [left.fields(), right.fields()].concat(),
-            Self::Equal(left, right) => {
-                let name = |operand| match operand {
-                    &Operand::Field(ref name) => Some(name.as_str()),
-                    &Operand::Literal(_) => None,
-                };
-                [left, right].into_iter().filter_map(name).collect()
-            }
+            Self::Equal(left, right) => [left, right].into_iter().filter_map(Operand::field).collect(),
         }
     }
 }
