@@ -1,6 +1,10 @@
 //! `bootflip simulate`: a XenAPI server on loopback, with VMs to try things against.
 
-use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{Args, ValueEnum};
 use tokio::{
@@ -13,7 +17,9 @@ use crate::{
     machine::MacAddr,
     secret::hex,
     sim::{
-        pool::{BootMode, DEFAULT_PASSWORD, DEFAULT_USER, DomainStart, GuestAct, Pool, Release, VmSpec},
+        pool::{
+            BootMode, DEFAULT_PASSWORD, DEFAULT_USER, DomainStart, GuestAct, LoadError, Pool, Release, VmSpec,
+        },
         server::{Control, ControlPlace, SharedPool, SimOptions, SimServer},
     },
 };
@@ -26,9 +32,12 @@ const BOOT_TIME: Duration = Duration::from_secs(1);
 /// Arguments of `simulate`.
 #[derive(Debug, Args)]
 pub(super) struct SimulateArgs {
-    /// Which release it plays.
-    #[arg(long, value_name = "R", default_value = "8.2", value_parser = release)]
-    release: Release,
+    /// Which release it plays; 8.2 where neither this nor --load says.
+    #[arg(long, value_name = "R", value_parser = release)]
+    release: Option<Release>,
+    /// Serve the pool of this XenServer database (JSON) instead, as the release it came from or as --release says.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["vms", "lab"])]
+    load: Option<PathBuf>,
     /// How many VMs it has.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     vms: u16,
@@ -69,14 +78,15 @@ fn release(name: &str) -> Result<Release, String> {
 
 pub(super) async fn run(args: &SimulateArgs) -> Answer {
     if let Some(folder) = &args.lab {
-        return lab::simulate(folder.clone(), args.vms, args.release).await;
+        return lab::simulate(folder.clone(), args.vms, args.release.unwrap_or(Release::V8_2)).await;
     }
-    let mut pool = Pool::new(args.seed, args.release);
-    for number in 1..=args.vms {
-        pool.add_vm(spec(number));
-    }
+    let pool = match &args.load {
+        Some(file) => load(file, args)?,
+        None => made(args),
+    };
+    let introduced = Introduced { release: pool.release(), vms: pool.uuids().len() };
     let options = SimOptions {
-        addresses: vec![Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 2)],
+        addresses: addresses(&pool)?,
         port: args.port,
         device: Some("lo".to_owned()),
         tls: args.https,
@@ -88,7 +98,7 @@ pub(super) async fn run(args: &SimulateArgs) -> Answer {
         None => None,
     };
     let mut terminate = signal(SignalKind::terminate()).map_err(|error| Stop::failed(&error))?;
-    print(&introduction(&server, control.as_ref(), args));
+    print(&introduction(&server, control.as_ref(), &introduced, args));
     loop {
         tokio::select! {
             signalled = tokio::signal::ctrl_c() => {
@@ -132,6 +142,33 @@ async fn play(pool: SharedPool, start: DomainStart) {
     }
 }
 
+/// A pool of halted PV VMs.
+fn made(args: &SimulateArgs) -> Pool {
+    let mut pool = Pool::new(args.seed, args.release.unwrap_or(Release::V8_2));
+    for number in 1..=args.vms {
+        pool.add_vm(spec(number));
+    }
+    pool
+}
+
+/// The pool of a database.
+fn load(file: &Path, args: &SimulateArgs) -> Result<Pool, Stop> {
+    let usage = |error: &dyn std::fmt::Display| Stop::new(Ended::Usage, error.to_string());
+    let name = file.display().to_string();
+    let text =
+        std::fs::read_to_string(file).map_err(|error| usage(&format!("cannot read {name}: {error}")))?;
+    Pool::load(args.seed, &name, &text, args.release).map_err(|error| match &error {
+        LoadError::Syntax { source, .. } => usage(&format!("{error}: {source}")),
+        LoadError::Content { .. } => usage(&error),
+    })
+}
+
+/// Where the pool's members listen: as their records say.
+fn addresses(pool: &Pool) -> Result<Vec<Ipv4Addr>, Stop> {
+    let parsed = pool.addresses().into_iter().map(str::parse).collect::<Result<_, _>>();
+    parsed.map_err(|error: std::net::AddrParseError| Stop::failed(&error))
+}
+
 fn spec(number: u16) -> VmSpec {
     let [high, low] = number.to_be_bytes();
     VmSpec {
@@ -142,9 +179,20 @@ fn spec(number: u16) -> VmSpec {
     }
 }
 
-fn introduction(server: &SimServer, control: Option<&Control>, args: &SimulateArgs) -> String {
+/// What the introduction tells of the pool.
+struct Introduced {
+    release: Release,
+    vms: usize,
+}
+
+fn introduction(
+    server: &SimServer,
+    control: Option<&Control>,
+    pool: &Introduced,
+    args: &SimulateArgs,
+) -> String {
     let url = server.url();
-    let Release { brand, product_version, .. } = args.release;
+    let Release { brand, product_version, .. } = pool.release;
     let pins: Vec<String> = server.certificates.iter().map(|certificate| hex(&certificate.sha256)).collect();
     let guests = match args.guests {
         Guests::Stay => "No guest runs in them: a start shows here, and nothing more comes of it.",
@@ -152,16 +200,19 @@ fn introduction(server: &SimServer, control: Option<&Control>, args: &SimulateAr
             "A guest that boots from the network installs itself in three seconds and powers off."
         }
     };
+    let vms = match &args.load {
+        Some(file) => format!("the {} VMs and templates of {}", pool.vms, file.display()),
+        None => format!("{} halted PV VMs, vm-001 and on, tagged `simulated`", pool.vms),
+    };
     let mut text = format!(
         "\
-A simulated pool ({brand} {product_version}) with {vms} halted PV VMs, vm-001 and on, tagged `simulated`.
+A simulated pool ({brand} {product_version}) with {vms}.
 {guests} Ctrl-C ends it.
 
   url       {url}
   user      {DEFAULT_USER}
   password  {DEFAULT_PASSWORD}
-",
-        vms = args.vms,
+"
     );
     for (member, pin) in server.members.iter().zip(&pins) {
         text += &format!("  sha256    {pin}  {member}\n");
@@ -180,11 +231,11 @@ For a configuration (write the password into simulated.password, mode 0600):
   [pool.simulated]
   url = \"{url}\"
   {trust}
-  members = [\"{other}\"]
+  members = {members:?}
   user = \"{DEFAULT_USER}\"
   password_file = \"simulated.password\"
 
 ",
-        other = server.members.last().unwrap_or(&server.address),
+        members = server.members.iter().skip(1).map(ToString::to_string).collect::<Vec<_>>(),
     )
 }

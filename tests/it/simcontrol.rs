@@ -15,11 +15,11 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::UnixStream,
-    process::Command,
+    process::{Child, Command},
     time::timeout,
 };
 
-use crate::common::PATIENCE;
+use crate::common::{PATIENCE, reference::reference_or_skip};
 
 struct Rig {
     server: SimServer,
@@ -285,21 +285,64 @@ async fn the_control_api_listens_on_a_unix_socket_for_its_owner() {
     }
 }
 
-#[tokio::test]
-async fn simulate_tells_where_it_is_and_its_guests_install_themselves() {
+/// `bootflip simulate` with these arguments and a control API: what it told until it told that API's URL.
+async fn simulate(arguments: &[&str]) -> (Child, Vec<String>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bootflip"));
-    command.args(["simulate", "--vms", "2", "--https", "--control", "0", "--guests", "install"]);
+    command.args(["simulate", "--control", "0"]).args(arguments);
     let mut child = command.stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut lines = BufReader::new(child.stdout.as_mut().unwrap()).lines();
     let mut told = Vec::new();
-    let control = loop {
+    loop {
         let line = timeout(PATIENCE, lines.next_line()).await.unwrap().unwrap().expect("a line");
         let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
         match words.as_slice() {
-            [word, url] if word == "control" => break url.clone(),
+            [word, url] if word == "control" => return (child, told, url.clone()),
             _ => told.push(words.join(" ")),
         }
-    };
+    }
+}
+
+#[tokio::test]
+async fn simulate_serves_a_real_database() {
+    let test = "simulate_serves_a_real_database";
+    let Some(file) = reference_or_skip(test, "data/xapi/state3.json") else { return };
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    for (release, version) in [(None, "(XenServer 5.6.0)"), (Some("6.2"), "(XenServer 6.2.0)")] {
+        let file = file.to_str().unwrap();
+        let mut arguments = vec!["--load", file];
+        arguments.extend(release.iter().flat_map(|release| ["--release", release]));
+        let (_child, told, control) = simulate(&arguments).await;
+        assert!(told[0].contains(version) && told[0].contains("VMs and templates of"), "{told:?}");
+        let client = Client::builder().no_proxy().build().unwrap();
+        let vms = client.get(format!("{control}/vms")).send().await.unwrap().text().await.unwrap();
+        let vms: Value = serde_json::from_str(&vms).unwrap();
+        let running = vms.as_array().unwrap().iter().filter(|vm| vm["power_state"] == json!("Running"));
+        assert!(running.count() > 0, "its running guests run: {vms}");
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_is_none_is_refused_by_file_and_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("none.json");
+    let broken = folder.path().join("broken.json");
+    std::fs::write(&broken, "{").unwrap();
+    let empty = folder.path().join("empty.json");
+    std::fs::write(&empty, "{}").unwrap();
+    for (file, words) in
+        [(missing, "cannot read"), (broken, "is not JSON: EOF"), (empty, "release: is missing")]
+    {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bootflip"));
+        let output = command.args(["simulate", "--load"]).arg(&file).output().await.unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains(words) && text.contains(file.to_str().unwrap()), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn simulate_tells_where_it_is_and_its_guests_install_themselves() {
+    let (mut child, told, control) = simulate(&["--vms", "2", "--https", "--guests", "install"]).await;
     assert!(told.iter().any(|line| line.starts_with("url https://127.0.0.1:")), "{told:?}");
     let pins: Vec<&String> = told.iter().filter(|line| line.starts_with("sha256 ")).collect();
     assert_eq!(pins.len(), 2, "{told:?}");
