@@ -104,7 +104,7 @@ fn the_messages_of_every_release_are_those_of_the_data_model() {
                 wrong.push(format!("{} needs {least:?}, not {:?}", fact.name, fact.role));
             }
         }
-        assert!(wrong.is_empty(), "{}: {wrong:#?}", release.name);
+        assert!(wrong.is_empty(), "{}: {wrong:?}", release.name);
         println!("{}: {} messages", release.name, facts.len());
     }
 }

@@ -338,7 +338,12 @@ async fn the_typed_client_reads_every_record_of_every_release() {
         direct.wait(Duration::from_secs(5));
         assert_eq!(api.vm_record(&vm).await.unwrap().power_state, records::PowerState::Halted);
         api.remove_from_other_config(&vm, "bootflip:claim").await.unwrap();
-        let batch = api.event_from(&["VM", "task"], "", Duration::from_secs(30)).await.unwrap();
+        let batch = api.event_from(&["VM", "task"], "", Duration::from_secs(30)).await;
+        if release.api < Release::V6_0.api {
+            assert!(batch.is_err(), "5.6 has event.next only");
+            continue;
+        }
+        let batch = batch.unwrap();
         assert!(batch.events.len() >= 4, "{batch:?}");
     }
 }

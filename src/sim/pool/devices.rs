@@ -9,7 +9,7 @@ use super::{
     create::MAC_SEED,
     db::is_null,
     populate::{Draft, device_name},
-    schema::{Class, Kind},
+    schema::Class,
 };
 use crate::{
     clock::Timestamp,
@@ -101,11 +101,11 @@ impl Pool {
             if !field.kind.holds(value) {
                 return Err(Failure::new("FIELD_TYPE_ERROR", &[name]));
             }
-            let value = match value {
-                Value::Int(number) if field.kind == Kind::Int => Value::string(number.to_string()),
-                _ => value.clone(),
-            };
-            draft.put(name, value);
+            if let Value::Int(number) = value {
+                draft.text(name, &number.to_string());
+            } else {
+                draft.put(name, value.clone());
+            }
         }
         Ok(draft)
     }

@@ -167,7 +167,7 @@ const OF_NAMES: (&str, usize) = ("get_by_name_label", 1);
 /// Every class answers it, though the published data model hides it (but for `message`).
 const HIDDEN: (&str, usize) = ("get_all_records_where", 1);
 /// Writes of these fields need another role than their class's usual one.
-const FIELD_ROLES: [(Class, &str, Role); 9] = [
+const FIELD_ROLES: [(Class, &str, Role); 8] = [
     (Class::Vm, "HVM_shadow_multiplier", Role::VmPowerAdmin),
     (Class::Vm, "affinity", Role::VmPowerAdmin),
     (Class::Network, "MTU", Role::VmAdmin),
@@ -176,7 +176,6 @@ const FIELD_ROLES: [(Class, &str, Role); 9] = [
     (Class::Pool, "guest_agent_config", Role::PoolAdmin),
     (Class::Pool, "telemetry_next_collection", Role::PoolAdmin),
     (Class::Pool, "uefi_certificates", Role::PoolAdmin),
-    (Class::Task, "other_config", Role::ReadOnly),
 ];
 /// Keys of `VM.other_config` that need another role than vm-admin; a `*` at the end stands for any rest.
 const KEY_ROLES: [(&str, Role); 4] = [
@@ -225,7 +224,8 @@ pub(super) fn known(api: Api, class: &str, name: &str) -> Option<Known> {
         return Some(reads(*params));
     }
     if name == OF_NAMES.0 {
-        return class.field(api, "name_label").map(|_| reads(OF_NAMES.1));
+        let named = class != Class::Pool && class.field(api, "name_label").is_some();
+        return named.then(|| reads(OF_NAMES.1));
     }
     let (verb, field) = field_verb(name)?;
     let spec = class.field(api, field)?;

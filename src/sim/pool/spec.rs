@@ -132,6 +132,31 @@ impl Default for VmSpec {
     }
 }
 
+impl VmSpec {
+    /// A stock PV template as a release brings them: no drives, a plan for one disk whose SR is not filled in.
+    pub fn stock_template(name: &str, disk: u64) -> Self {
+        let plan = format!(
+            "<provision><disk device=\"0\" size=\"{disk}\" sr=\"\" bootable=\"true\" type=\"system\"/></provision>"
+        );
+        let config = [
+            ("default_template", "true"),
+            ("disks", &plan),
+            ("install-methods", "http,ftp"),
+            ("linux_template", "true"),
+            ("mac_seed", "5b1a2f4e-0000-4000-8000-000000000000"),
+        ];
+        Self {
+            name: name.to_owned(),
+            macs: Vec::new(),
+            disks: Vec::new(),
+            pv_bootloader: "eliloader".to_owned(),
+            other_config: config.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+            template: true,
+            ..Self::default()
+        }
+    }
+}
+
 /// One host of the pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostSpec {

@@ -338,6 +338,21 @@ fn finished_tasks_are_collected() {
 }
 
 #[test]
+fn finished_tasks_above_two_hundred_are_culled() {
+    let mut rig = Rig::pv(Release::V8_2);
+    let mut first = String::new();
+    for number in 0..250 {
+        let answer = rig.call("Async.VM.set_PV_args VM quiet");
+        rig.wait(Duration::from_secs(1));
+        if number == 0 {
+            answer.trim_start_matches("ok ").clone_into(&mut first);
+        }
+    }
+    assert_eq!(rig.pool.db.count(Class::Task), 200);
+    assert_eq!(rig.call(&format!("task.get_status {first}")), format!("HANDLE_INVALID [task, {first}]"));
+}
+
+#[test]
 fn the_same_seed_gives_the_same_pool() {
     let story = |seed| {
         let mut pool = Pool::new(seed, Release::V8_2);

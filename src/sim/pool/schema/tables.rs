@@ -452,7 +452,7 @@ pub(super) const TASK: &[Field] = &[
     date("finished"),
     text("name_description"),
     text("name_label"),
-    map("other_config").rw(),
+    map("other_config"),
     float("progress"),
     reference("resident_on"),
     text("result"),

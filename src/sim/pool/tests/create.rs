@@ -100,6 +100,20 @@ fn a_template_becomes_a_vm_once_its_disks_have_an_sr() {
 }
 
 #[test]
+fn a_stock_template_is_cloned_and_provisioned_without_its_mark() {
+    let mut rig = Rig::new(Release::V7_2, VmSpec::stock_template("Debian Wheezy 7.0 (64-bit)", 8 << 30));
+    assert_eq!(rig.call("VM.get_is_default_template VM"), "ok Bool(true)");
+    assert!(rig.call("VM.get_allowed_operations VM").contains("provision"));
+    assert_eq!(rig.run("VM.start VM false false"), "failure VM_IS_TEMPLATE VM start");
+    rig.turn_to("VM.clone VM web-01");
+    assert_eq!(rig.call("VM.get_is_default_template VM"), "ok Bool(false)");
+    assert_eq!(rig.call("VM.get_name_label VM"), "ok web-01");
+    rig.call("VM.remove_from_other_config VM disks");
+    assert_eq!(rig.run("VM.provision VM"), "success", "without a plan it just becomes a VM");
+    assert_eq!(rig.run("VM.destroy VM"), "success");
+}
+
+#[test]
 fn a_plan_that_fails_half_way_leaves_the_first_disk_behind() {
     let mut rig = template(None);
     rig.turn_to("VM.clone VM web-01");

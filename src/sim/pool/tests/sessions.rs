@@ -85,7 +85,10 @@ fn other_originators_do_not_push_a_session_out() {
         login(&mut pool, START, &["root", DEFAULT_PASSWORD]).unwrap();
     }
     assert_eq!(pool.session_count(), 401);
-    assert_eq!(ask(&mut pool, START, &mine, "session.get_originator", &[mine.clone()]), "bootflip");
+    assert_eq!(
+        ask(&mut pool, START, &mine, "session.get_originator", std::slice::from_ref(&mine)),
+        "bootflip"
+    );
 }
 
 #[test]
@@ -105,14 +108,14 @@ fn a_session_tells_of_itself() {
     let mut pool = Pool::new(1, Release::V8_2);
     pool.add_account("ops", Secret::new("secret".to_owned()), Role::VmOperator);
     let session = login(&mut pool, START, &["ops", "secret"]).unwrap();
-    let mut own = |message: &str| ask(&mut pool, START, &session, message, &[session.clone()]);
+    let mut own = |message: &str| ask(&mut pool, START, &session, message, std::slice::from_ref(&session));
     assert_eq!(own("session.get_auth_user_name"), "ops");
     assert_eq!(own("session.get_is_local_superuser"), "Bool(false)");
     assert_eq!(own("session.get_last_active"), "20260101T12:00:00Z");
     assert!(own("session.get_this_host").starts_with("OpaqueRef:"));
     let may = own("session.get_rbac_permissions");
     assert!(may.contains("\"vm.start\"") && !may.contains("\"vm.set_domain_type\""), "{may}");
-    let record = ask(&mut pool, START, &session, "session.get_record", &[session.clone()]);
+    let record = ask(&mut pool, START, &session, "session.get_record", std::slice::from_ref(&session));
     assert!(record.contains("is_local_superuser") && record.contains("vm.start"), "{record}");
     assert_eq!(
         ask(&mut pool, START, &session, "session.get_record", &[]),
@@ -164,7 +167,7 @@ fn event_next_tells_a_registered_session_what_changed() {
         let key = session.as_str().unwrap().to_owned();
         assert_eq!(ask(pool, START, &session, "event.next", &[]), "SESSION_NOT_REGISTERED");
         let classes = Value::Array(vec![Value::string("vm")]);
-        assert_eq!(ask(pool, START, &session, "event.register", &[classes.clone()]), "");
+        assert_eq!(ask(pool, START, &session, "event.register", std::slice::from_ref(&classes)), "");
         assert!(!pool.has_next_events(&key));
         assert_eq!(ask(pool, START, &session, "event.next", &[]), "Array([])");
         let vm = Value::string(&rig.vm);
@@ -177,7 +180,7 @@ fn event_next_tells_a_registered_session_what_changed() {
             ask(pool, START, &session, "VM.set_PV_args", &[vm.clone(), Value::string(number.to_string())]);
         }
         assert_eq!(ask(pool, START, &session, "event.next", &[]), "EVENTS_LOST");
-        ask(pool, START, &session, "event.unregister", &[classes.clone()]);
+        ask(pool, START, &session, "event.unregister", std::slice::from_ref(&classes));
         ask(pool, START, &session, "event.register", &[classes]);
         assert_eq!(ask(pool, START, &session, "event.next", &[]), "Array([])");
         pool.lose_events();
