@@ -44,6 +44,25 @@ fn fields_and_messages_come_with_their_release() {
 }
 
 #[test]
+fn every_listed_message_is_answered() {
+    for release in Release::ALL {
+        for fact in Pool::new(1, release).message_facts() {
+            let mut rig = Rig::pv(release);
+            let class = fact.name.split('.').next().and_then(Class::named).unwrap_or(Class::Vm);
+            let object = rig.pool.db.rows(class).map(|(reference, _)| reference.clone()).next();
+            let first = Value::string(object.unwrap_or_else(|| "nothing".to_owned()));
+            let rest = (1..fact.params.1).map(|_| Value::string("1"));
+            let params: Vec<Value> = std::iter::once(first).chain(rest).take(fact.params.1).collect();
+            let answer = rig.pool.perform(START, ADMIN, &fact.name, &params);
+            let code = answer.err().map(|failure| failure.code).unwrap_or_default();
+            let unknown =
+                ["MESSAGE_METHOD_UNKNOWN", "MESSAGE_PARAMETER_COUNT_MISMATCH"].contains(&code.as_str());
+            assert!(!unknown, "{} {} {code}", release.name, fact.name);
+        }
+    }
+}
+
+#[test]
 fn only_the_exact_policy_boots_hvm_to_6_0() {
     let boots = |policy: &str| {
         names(|release| {
