@@ -109,7 +109,7 @@ pub fn judge(
         attempt: job.attempt,
         nonce: nonce.to_owned(),
         since: now,
-        touched: settings::touch(&facts.vm, needs_flags),
+        touched: settings::touch(&facts.vm, needs_flags, job.options.stay_hvm),
     };
     if claim.text().len() > super::claim::CLAIM_MAX {
         return Err((Reason::SettingsChanged, "its boot settings do not fit into a claim of 4 KiB".into()));

@@ -6,6 +6,7 @@ mod boot;
 mod cli;
 mod common;
 mod config;
+mod databases;
 mod demo;
 mod dhcp;
 mod errors;

@@ -112,11 +112,11 @@ const COLUMNS: [&str; 9] = [
 ];
 
 impl Document {
-    /// Every VM was refused before anything was changed.
+    /// Every VM was refused before anything was changed, and nothing was broken on purpose.
     pub fn is_refused(&self) -> bool {
         let refused =
             |vm: &VmLine| vm.state.is_none() && vm.reason.is_some() && vm.starts.hvm + vm.starts.pv == 0;
-        !self.vms.is_empty() && self.vms.iter().all(refused)
+        self.broken.is_none() && !self.vms.is_empty() && self.vms.iter().all(refused)
     }
 
     /// The tables for people: how each VM is, how long each attempt took, what was to go wrong, and the sum of it.

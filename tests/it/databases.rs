@@ -1,0 +1,177 @@
+//! The whole cycle on every release, and on the guests of real databases.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use bootflip::{
+    config::Completion,
+    provision::{
+        Reason, State,
+        executor::Decisions,
+        job::{Evidence, Job, Options},
+    },
+    sim::{
+        pool::{DiskKind, DiskSpec, Pool, Release, VmSpec, VmTruth},
+        world::{BEGINNING, Downtime, Setup, World, guest::Behaviour},
+    },
+};
+
+use crate::{common::reference::reference_or_skip, recovery::profile};
+
+const FILES: [&str; 6] = [
+    "boston-db.json",
+    "cowley-db.json",
+    "state.json",
+    "state3.json",
+    "tampa-db-inc-snapshots.json",
+    "xapidb-app.json",
+];
+
+/// Installs these VMs of the pool, one after the other has its slot, and says how that went.
+fn install(pool: Pool, uuids: &[String], options: &Options) -> (Vec<Job>, Vec<VmTruth>) {
+    let setup = Setup {
+        pool,
+        vms: vec![],
+        installs: 2,
+        allow: vec![],
+        decisions: Decisions::default(),
+        cut: None,
+        storm: None,
+        downtime: Downtime::For(Duration::from_secs(1)),
+    };
+    let job = || Some((profile(Completion::Report), options.clone()));
+    let known = uuids.iter().map(|uuid| (uuid.clone(), vec![Behaviour::Installs], job())).collect();
+    let mut world = World::of_known(setup, known);
+    world.run(Duration::from_secs(6 * 3600));
+    let violations = world.with(|pool, ledger, _, _| {
+        ledger.check_end(pool);
+        std::mem::take(&mut ledger.violations)
+    });
+    assert_eq!(violations, Vec::new());
+    let truths = uuids.iter().filter_map(|uuid| world.with(|pool, _, _, _| pool.truth(uuid))).collect();
+    (world.jobs(), truths)
+}
+
+fn told(jobs: &[Job]) -> Vec<(State, Option<Reason>)> {
+    jobs.iter().map(|job| (job.state, job.reason)).collect()
+}
+
+#[test]
+fn every_release_goes_through_the_whole_cycle() {
+    for release in Release::ALL {
+        let vms = || {
+            let mut pool = Pool::new(1, release);
+            let fresh = VmSpec { name: "fresh".into(), ..VmSpec::default() };
+            let macs = vec!["02:16:3e:00:00:02".parse().unwrap()];
+            let ran = VmSpec { name: "ran".into(), macs, running: true, ever_ran: true, ..VmSpec::default() };
+            let uuids = vec![pool.add_vm(fresh), pool.add_vm(ran)];
+            (pool, uuids)
+        };
+        let (pool, uuids) = vms();
+        let reinstall = Options { reinstall: true, ..Options::default() };
+        let (jobs, truths) = install(pool, &uuids, &reinstall);
+        if release.name == "8.3" {
+            assert_eq!(told(&jobs), [(State::Failed, Some(Reason::PvUnsupported)); 2], "{jobs:#?}");
+            assert!(jobs.iter().all(|job| job.detail.contains("--stay-hvm")));
+            let (pool, uuids) = vms();
+            let (jobs, truths) = install(pool, &uuids, &Options { stay_hvm: true, ..reinstall });
+            assert_eq!(told(&jobs), [(State::Succeeded, None); 2], "{jobs:#?}");
+            assert!(truths.iter().all(|vm| (vm.hvm_starts, vm.pv_starts) == (2, 0)), "{truths:#?}");
+            println!("{}: refused as PV, 2 of 2 stay HVM", release.name);
+            continue;
+        }
+        assert_eq!(told(&jobs), [(State::Succeeded, None); 2], "{}: {jobs:#?}", release.name);
+        assert!(jobs.iter().all(|job| job.evidence == Evidence::Pv), "{}", release.name);
+        assert!(truths.iter().all(|vm| (vm.hvm_starts, vm.pv_starts) == (1, 1)), "{truths:#?}");
+        println!("{}: 2 of 2 installed and restored", release.name);
+    }
+}
+
+/// The file's pool, and its PV guests.
+fn load(file: &str) -> Option<(Pool, Vec<VmTruth>)> {
+    let path = reference_or_skip("databases", &format!("data/xapi/{file}"))?;
+    let json = std::fs::read_to_string(path).unwrap();
+    let pool = Pool::load(1, file, &json, None).unwrap();
+    let guests = pool.uuids().iter().filter_map(|uuid| pool.truth(uuid));
+    let pv = guests.filter(|vm| vm.hvm_boot_policy.is_empty()).collect();
+    Some((pool, pv))
+}
+
+#[test]
+fn the_pv_guests_of_real_databases_are_flipped_and_restored() {
+    let reinstall = Options { reinstall: true, ..Options::default() };
+    let mut all: BTreeMap<&str, u32> = BTreeMap::new();
+    for file in FILES {
+        let Some((_, guests)) = load(file) else { return };
+        for guest in &guests {
+            let Some((pool, _)) = load(file) else { return };
+            let (jobs, truths) = install(pool, std::slice::from_ref(&guest.uuid), &reinstall);
+            let (job, after) = (&jobs[0], &truths[0]);
+            let built = (after.hvm_starts - guest.hvm_starts, after.pv_starts - guest.pv_starts);
+            let what = match (job.state, job.reason, built) {
+                (State::Succeeded, None, (1, 1)) => "flipped and restored",
+                (State::Failed, Some(Reason::NoVif), (0, 0)) => "refused: no VIF",
+                other => panic!("{file} {}: {other:?} {}", guest.name, job.detail),
+            };
+            println!("{file} {} ({}): {what}", guest.name, guest.power_state);
+            *all.entry(what).or_default() += 1;
+        }
+    }
+    println!("{all:?}");
+    assert_eq!(all, [("flipped and restored", 15), ("refused: no VIF", 1)].into());
+}
+
+/// The VMs that the file says HA keeps running.
+fn always_run(file: &str) -> Vec<String> {
+    let Some(path) = reference_or_skip("databases", &format!("data/xapi/{file}")) else { return vec![] };
+    let written: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let vms = written["tables"]["VM"].as_object().unwrap().values();
+    let kept = vms.filter(|vm| vm["ha_always_run"] == true);
+    kept.map(|vm| vm["uuid"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn what_must_not_be_touched_in_real_databases_is_refused() {
+    let reinstall = Options { reinstall: true, ..Options::default() };
+    let extra = |userdevice: &str, kind, read_only| DiskSpec {
+        userdevice: userdevice.to_owned(),
+        kind,
+        read_only,
+        ..DiskSpec::default()
+    };
+    let mut refused: BTreeMap<Reason, u32> = BTreeMap::new();
+    let protected = always_run("state3.json");
+    for file in FILES {
+        let Some((_, guests)) = load(file) else { return };
+        for guest in &guests {
+            for (disk, reason) in [
+                (Some(extra("1", DiskKind::Disk, false)), Reason::WhichDisk),
+                (Some(extra("0", DiskKind::Cd, true)), Reason::CdFirst),
+                (None, Reason::HaProtected),
+            ] {
+                let Some((mut pool, _)) = load(file) else { return };
+                match &disk {
+                    Some(disk) if disk.kind == DiskKind::Cd => {
+                        pool.add_disk_before(&guest.uuid, disk).unwrap()
+                    }
+                    Some(disk) => pool.add_disk(&guest.uuid, disk).unwrap(),
+                    None if file == "state3.json" && protected.contains(&guest.uuid) => {
+                        pool.set_ha(BEGINNING, true);
+                    }
+                    None => continue,
+                }
+                let (jobs, truths) = install(pool, std::slice::from_ref(&guest.uuid), &reinstall);
+                if jobs[0].reason == Some(Reason::NoVif) {
+                    continue;
+                }
+                let found = (jobs[0].state, jobs[0].reason);
+                assert_eq!(found, (State::Failed, Some(reason)), "{file} {}: {}", guest.name, jobs[0].detail);
+                assert_eq!(truths[0].hvm_starts, guest.hvm_starts);
+                *refused.entry(reason).or_default() += 1;
+            }
+        }
+    }
+    println!("refused: {refused:?}");
+    assert_eq!(refused[&Reason::WhichDisk], 15);
+    assert_eq!(refused[&Reason::CdFirst], 15);
+    assert!(refused[&Reason::HaProtected] > 0, "{refused:?}");
+}
