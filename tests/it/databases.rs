@@ -91,7 +91,7 @@ fn load(file: &str) -> Option<(Pool, Vec<VmTruth>)> {
     let path = reference_or_skip("databases", &format!("data/xapi/{file}"))?;
     let json = std::fs::read_to_string(path).unwrap();
     let pool = Pool::load(1, file, &json, None).unwrap();
-    let guests = pool.uuids().iter().filter_map(|uuid| pool.truth(uuid));
+    let guests = pool.uuids().into_iter().filter_map(|uuid| pool.truth(&uuid));
     let pv = guests.filter(|vm| vm.hvm_boot_policy.is_empty()).collect();
     Some((pool, pv))
 }

@@ -73,6 +73,9 @@ pub struct Setup {
     pub downtime: Downtime,
 }
 
+/// A VM that the pool has already: its uuid, how its guests behave, and its job.
+pub type KnownVm = (String, Vec<Behaviour>, Option<(Profile, Options)>);
+
 /// How long the server is away after a crash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Downtime {
@@ -140,7 +143,7 @@ impl World {
     }
 
     /// The same of VMs that the pool has already, by uuid; `setup.vms` is left out.
-    pub fn of_known(setup: Setup, known: Vec<(String, Vec<Behaviour>, Option<(Profile, Options)>)>) -> Self {
+    pub fn of_known(setup: Setup, known: Vec<KnownVm>) -> Self {
         let mut ledger = Ledger::default();
         let pool = setup.pool;
         let mut jobs = Vec::new();
