@@ -83,6 +83,7 @@ pub(super) fn observed(power_state: PowerState, start_time: &str) -> Observed {
         resident_on: "OpaqueRef:host".into(),
         memory_static_max: 1 << 30,
         memory_dynamic_min: 1 << 30,
+        vcpus_max: 1,
         hvm_shadow_multiplier: 1.0,
     };
     Observed {

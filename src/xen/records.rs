@@ -160,6 +160,8 @@ pub struct VmRecord {
     pub memory_static_max: u64,
     /// `memory_dynamic_min`, in bytes: what a start needs.
     pub memory_dynamic_min: u64,
+    /// `VCPUs_max`.
+    pub vcpus_max: u64,
     /// `HVM_shadow_multiplier`.
     pub hvm_shadow_multiplier: f64,
 }
@@ -215,6 +217,7 @@ impl Record for VmRecord {
             resident_on: fields.text("resident_on")?,
             memory_static_max: fields.bytes("memory_static_max")?,
             memory_dynamic_min: fields.bytes("memory_dynamic_min")?,
+            vcpus_max: fields.count("VCPUs_max")?,
             hvm_shadow_multiplier: fields.float("HVM_shadow_multiplier")?,
         })
     }

@@ -3,6 +3,7 @@
 #![allow(clippy::wildcard_enum_match_arm, clippy::needless_range_loop)]
 
 mod boot;
+mod budget;
 mod cli;
 mod common;
 mod config;

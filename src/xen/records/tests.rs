@@ -48,6 +48,7 @@ fn vm() -> BTreeMap<String, Value> {
         ("resident_on", text("OpaqueRef:NULL")),
         ("memory_static_max", text("1073741824")),
         ("memory_dynamic_min", text("536870912")),
+        ("VCPUs_max", text("2")),
         ("HVM_shadow_multiplier", Value::Double(1.0)),
         ("last_booted_record", text("ignored")),
     ])
