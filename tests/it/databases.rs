@@ -68,14 +68,24 @@ fn a_release_without_pv_takes_vms_that_stay_hvm() {
     }
 }
 
-/// The file's pool, and its PV guests.
-fn load(file: &str) -> Option<(Pool, Vec<VmTruth>)> {
+/// What the file says of its VMs.
+fn written(file: &str) -> Option<(String, Vec<serde_json::Value>)> {
     let path = reference_or_skip("databases", &format!("data/xapi/{file}"))?;
     let json = std::fs::read_to_string(path).unwrap();
+    let written: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let vms = written["tables"]["VM"].as_object().unwrap().values().cloned().collect();
+    Some((json, vms))
+}
+
+/// The file's pool, and its PV guests.
+fn load(file: &str) -> Option<(Pool, Vec<VmTruth>)> {
+    let (json, vms) = written(file)?;
     let pool = Pool::load(1, file, &json, None).unwrap();
-    let guests = pool.uuids().into_iter().filter_map(|uuid| pool.truth(&uuid));
-    let pv = guests.filter(|vm| vm.hvm_boot_policy.is_empty()).collect();
-    Some((pool, pv))
+    let is_pv_guest = |vm: &&serde_json::Value| {
+        vm["is_a_template"] == false && vm["is_control_domain"] == false && vm["HVM_boot_policy"] == ""
+    };
+    let guests = vms.iter().filter(is_pv_guest).filter_map(|vm| pool.truth(vm["uuid"].as_str()?)).collect();
+    Some((pool, guests))
 }
 
 #[test]
@@ -104,11 +114,9 @@ fn the_pv_guests_of_real_databases_are_flipped_and_restored() {
 
 /// The VMs that the file says HA keeps running.
 fn always_run(file: &str) -> Vec<String> {
-    let Some(path) = reference_or_skip("databases", &format!("data/xapi/{file}")) else { return vec![] };
-    let written: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    let vms = written["tables"]["VM"].as_object().unwrap().values();
-    let kept = vms.filter(|vm| vm["ha_always_run"] == true);
-    kept.map(|vm| vm["uuid"].as_str().unwrap().to_owned()).collect()
+    let vms = written(file).map_or_else(Vec::new, |(_, vms)| vms);
+    let kept = vms.iter().filter(|vm| vm["ha_always_run"] == true);
+    kept.filter_map(|vm| vm["uuid"].as_str().map(str::to_owned)).collect()
 }
 
 #[test]
