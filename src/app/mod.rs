@@ -5,6 +5,7 @@
 //! [`STOP_LIMIT`], and what was under way goes on at the next start.
 
 pub mod admin;
+pub mod create;
 pub mod desk;
 pub mod identity;
 pub mod inventory;

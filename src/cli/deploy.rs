@@ -11,9 +11,16 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::{
-    Answer, Ended, Stop, link::Link, note, print, print_json, progress::Progress, selectors, table::table,
+    Answer, Ended, Stop,
+    create::{self, CreateOptions},
+    link::Link,
+    note, print, print_json,
+    progress::Progress,
+    selectors,
+    table::table,
 };
 use crate::app::{
+    create::Made,
     orders::{Order, OrderAnswer, OrderLine, Outcome},
     views::{JobView, Verdict},
 };
@@ -22,7 +29,7 @@ use crate::app::{
 #[derive(Debug, Default, Args)]
 pub(super) struct DeployArgs {
     /// Which VMs.
-    #[arg(required = true, value_name = "SELECTOR")]
+    #[arg(required_unless_present = "create", conflicts_with = "create", value_name = "SELECTOR")]
     pub(super) selectors: Vec<String>,
     /// What to install; default: the profile in each machine's section.
     #[arg(short, long, value_name = "NAME")]
@@ -57,6 +64,11 @@ pub(super) struct DeployArgs {
     /// Print one JSON document.
     #[arg(long)]
     pub(super) json: bool,
+    /// Make the VMs first, from a template, and install those.
+    #[arg(long)]
+    create: bool,
+    #[command(flatten)]
+    pub(super) wishes: CreateOptions,
     /// The command is `rescue`.
     #[arg(skip)]
     pub(super) rescue: bool,
@@ -81,14 +93,43 @@ struct Document<'a> {
     ok: bool,
     #[serde(flatten)]
     answer: &'a OrderAnswer,
+    #[serde(skip_serializing_if = "<[Made]>::is_empty")]
+    created: &'a [Made],
     #[serde(skip_serializing_if = "Vec::is_empty")]
     jobs: Vec<JobView>,
 }
 
 pub(super) async fn run(args: &DeployArgs, config: &Path) -> Answer {
     let link = Link::new(&super::socket(config)?);
+    if !args.create {
+        if !args.wishes.is_empty() {
+            let text = "options that describe new VMs (--template, --network, …) need --create";
+            return Err(Stop::new(Ended::Usage, text));
+        }
+        return order(args, &link, selectors::expand(&args.selectors)?, &[]).await;
+    }
+    // Nothing is made that could not be installed then.
+    let _: serde_json::Value = link.get("/v1/health").await?;
+    match create::create(&create::Request::for_deploy(args), config).await? {
+        create::Created::Planned(ended) => Ok(ended),
+        create::Created::Made(made, Ended::Done) => {
+            if !args.json {
+                note(create::made_text(&made).trim_end());
+            }
+            let selectors = made.iter().filter_map(|one| one.vm_uuid.as_ref());
+            order(args, &link, selectors.map(|uuid| format!("uuid={uuid}")).collect(), &made).await
+        }
+        create::Created::Made(made, ended) => {
+            note("bootflip: not all VMs could be made; nothing was ordered, and the same command goes on");
+            create::show(&made, ended, args.json);
+            Ok(ended)
+        }
+    }
+}
+
+async fn order(args: &DeployArgs, link: &Link, selectors: Vec<String>, created: &[Made]) -> Answer {
     let mut order = Order {
-        selectors: selectors::expand(&args.selectors)?,
+        selectors,
         profile: args.profile.clone(),
         reinstall: args.reinstall,
         max_parallel: args.max_parallel,
@@ -100,16 +141,17 @@ pub(super) async fn run(args: &DeployArgs, config: &Path) -> Answer {
         planned: false,
     };
     let mut refused = Vec::new();
-    if args.plan || !args.yes {
+    // Whose disks were made just now need not be asked about.
+    if args.plan || !(args.yes || args.create) {
         let plan: OrderAnswer = link.post("/v1/plan", &order).await?;
         if let Some(ended) = unusable(&plan) {
-            return finish(args, &plan, Vec::new(), ended);
+            return finish(args, (&plan, created), Vec::new(), ended);
         }
         if args.plan {
-            return finish(args, &plan, Vec::new(), end_of_order(&plan));
+            return finish(args, (&plan, created), Vec::new(), end_of_order(&plan));
         }
         if plan.vms.iter().all(|line| line.outcome == Outcome::Refused) {
-            return finish(args, &plan, Vec::new(), Ended::Refused);
+            return finish(args, (&plan, created), Vec::new(), Ended::Refused);
         }
         note(plan_text(&plan).trim_end());
         let (no, wanted): (Vec<OrderLine>, Vec<OrderLine>) =
@@ -121,20 +163,20 @@ pub(super) async fn run(args: &DeployArgs, config: &Path) -> Answer {
     }
     let mut answer: OrderAnswer = link.post_patiently("/v1/jobs", &order).await?;
     if let Some(ended) = unusable(&answer) {
-        return finish(args, &answer, Vec::new(), ended);
+        return finish(args, (&answer, created), Vec::new(), ended);
     }
     answer.vms.extend(refused);
     if !args.wait {
         let ended = end_of_order(&answer);
-        return finish(args, &answer, Vec::new(), ended);
+        return finish(args, (&answer, created), Vec::new(), ended);
     }
     if !args.json {
         note(plan_text(&answer).trim_end());
     }
     let ids = answer.vms.iter().filter_map(|line| line.job.clone()).collect();
-    let jobs = wait(&link, &ids, Progress::new(args.json)).await?;
+    let jobs = wait(link, &ids, Progress::new(args.json)).await?;
     let ended = jobs.iter().map(end_of_job).chain([end_of_order(&answer)]).max().unwrap_or(Ended::Done);
-    finish(args, &answer, jobs, ended)
+    finish(args, (&answer, created), jobs, ended)
 }
 
 /// A selector that names no VM, or several: nothing was done, for any.
@@ -142,9 +184,14 @@ fn unusable(answer: &OrderAnswer) -> Option<Ended> {
     (!answer.unresolved.is_empty()).then_some(Ended::Usage)
 }
 
-fn finish(args: &DeployArgs, answer: &OrderAnswer, jobs: Vec<JobView>, ended: Ended) -> Answer {
+fn finish(
+    args: &DeployArgs,
+    (answer, created): (&OrderAnswer, &[Made]),
+    jobs: Vec<JobView>,
+    ended: Ended,
+) -> Answer {
     if args.json {
-        print_json(&Document { ok: ended == Ended::Done, answer, jobs });
+        print_json(&Document { ok: ended == Ended::Done, answer, created, jobs });
         return Ok(ended);
     }
     for away in &answer.pools_away {

@@ -3,6 +3,7 @@
 //! Invariant: results go to stdout, everything said on the way to stderr. Exit codes are those of [`Ended`].
 
 mod check;
+mod create;
 pub mod demo;
 mod deploy;
 mod jobs;

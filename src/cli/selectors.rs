@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use super::{Ended, Stop};
+use crate::provision::creation::fleet::cells;
 
 /// The largest list, in bytes.
 const FILE_LIMIT: usize = 1 << 20;
@@ -58,25 +59,6 @@ fn from_csv(text: &str) -> Result<Vec<String>, String> {
 }
 
 const HEADS: [&str; 4] = ["vm", "name", "uuid", "selector"];
-
-/// One line of CSV: cells between commas or semicolons, quoted ones with doubled quotes.
-fn cells(row: &str) -> Vec<String> {
-    let (mut all, mut cell, mut quoted) = (Vec::new(), String::new(), false);
-    let mut letters = row.chars().peekable();
-    while let Some(letter) = letters.next() {
-        match letter {
-            '"' if quoted && letters.peek() == Some(&'"') => {
-                letters.next();
-                cell.push('"');
-            }
-            '"' => quoted = !quoted,
-            ',' | ';' if !quoted => all.push(std::mem::take(&mut cell).trim().to_owned()),
-            other => cell.push(other),
-        }
-    }
-    all.push(cell.trim().to_owned());
-    all
-}
 
 #[cfg(test)]
 mod tests {

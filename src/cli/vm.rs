@@ -1,11 +1,11 @@
-//! `bootflip vm list|show`: asks the pools of the configuration themselves; no server is needed.
+//! `bootflip vm list|show|create`: asks the pools of the configuration themselves; no server is needed.
 
 use std::path::Path;
 
 use clap::{Args, Subcommand};
 
 use super::{
-    Answer, Ended, Stop, load, note, print, print_json,
+    Answer, Ended, Stop, create, load, note, print, print_json,
     table::{fields, table},
 };
 use crate::app::{
@@ -21,6 +21,8 @@ pub(super) enum VmCommand {
     List(ListArgs),
     /// One VM: its boot-related fields, and how it boots next.
     Show(ShowArgs),
+    /// Make VMs from a template: disk, NIC, memory, ready to be installed.
+    Create(Box<create::CreateArgs>),
 }
 
 /// Arguments of `vm list`.
@@ -45,13 +47,18 @@ pub(super) struct ShowArgs {
 }
 
 pub(super) async fn run(command: &VmCommand, config: &Path) -> Answer {
+    match command {
+        VmCommand::List(args) => asked(config, async |apis| list(args, apis).await).await,
+        VmCommand::Show(args) => asked(config, async |apis| show(args, apis).await).await,
+        VmCommand::Create(args) => create::run(args, config).await,
+    }
+}
+
+async fn asked(config: &Path, work: impl AsyncFnOnce(&Apis) -> Answer) -> Answer {
     let config = load(config)?;
     let clients = app::clients(&config).map_err(|error| Stop::new(Ended::Usage, app::chain(&error)))?;
     let apis = app::apis(&clients);
-    let answer = match command {
-        VmCommand::List(args) => list(args, &apis).await,
-        VmCommand::Show(args) => show(args, &apis).await,
-    };
+    let answer = work(&apis).await;
     app::log_out(&clients).await;
     answer
 }

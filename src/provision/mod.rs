@@ -8,6 +8,7 @@
 pub mod admission;
 pub mod claim;
 pub mod completion;
+pub mod creation;
 pub mod event;
 pub mod executor;
 pub mod intake;

@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     claim::{Claim, Found, INSTALLED_KEY},
+    creation::made_and_never_started,
     job::Job,
     reason::Reason,
     settings,
@@ -450,7 +451,8 @@ pub fn describe_disk(vbd: &VbdRecord, vdi: Option<&VdiRecord>) -> String {
 fn may_be_erased(job: &Job, facts: &Facts) -> Result<(), Refusal> {
     let erases = job.profile.kind == ProfileKind::Install;
     let ours = job.own_starts.contains(&facts.metrics.start_time);
-    let ran = !never_ran(&facts.metrics) || facts.vm.other_config.contains_key(INSTALLED_KEY);
+    let copied = made_and_never_started(&facts.vm, &facts.metrics);
+    let ran = !(never_ran(&facts.metrics) || copied) || facts.vm.other_config.contains_key(INSTALLED_KEY);
     let running = facts.vm.power_state == PowerState::Running;
     if erases && !job.options.reinstall && (running || (ran && !ours)) {
         let when = if running {

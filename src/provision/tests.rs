@@ -82,8 +82,11 @@ pub(super) fn observed(power_state: PowerState, start_time: &str) -> Observed {
         domid: 7,
         resident_on: "OpaqueRef:host".into(),
         memory_static_max: 1 << 30,
+        memory_static_min: 1 << 28,
         memory_dynamic_min: 1 << 30,
+        memory_dynamic_max: 1 << 30,
         vcpus_max: 1,
+        vcpus_at_startup: 1,
         hvm_shadow_multiplier: 1.0,
     };
     Observed {

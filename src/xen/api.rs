@@ -8,8 +8,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use super::{
     CallError, Method, Transport, Value,
     records::{
-        EventBatch, GuestMetrics, HostMetrics, HostRecord, PoolRecord, Record, RecordError, SessionRecord,
-        TaskRecord, VbdRecord, VdiRecord, VifRecord, VmMetrics, VmRecord,
+        EventBatch, GuestMetrics, HostMetrics, HostRecord, NetworkRecord, PoolRecord, Record, RecordError,
+        SessionRecord, SrRecord, TaskRecord, VbdRecord, VdiRecord, VifRecord, VmMetrics, VmRecord,
     },
 };
 
@@ -214,6 +214,98 @@ impl Api {
     /// `Async.VM.hard_shutdown`: the task's reference.
     pub async fn hard_shutdown(&self, vm: &str) -> Result<String, CallError> {
         self.reference(Method::VmHardShutdown, vec![Value::string(vm)]).await
+    }
+
+    /// `SR.get_all_records`.
+    pub async fn srs(&self) -> Result<Vec<SrRecord>, CallError> {
+        self.records(Method::SrGetAllRecords).await
+    }
+
+    /// `network.get_all_records`.
+    pub async fn networks(&self) -> Result<Vec<NetworkRecord>, CallError> {
+        self.records(Method::NetworkGetAllRecords).await
+    }
+
+    /// `Async.VM.clone`: the task's reference. Disks are cloned where they are, fast.
+    pub async fn clone_vm(&self, vm: &str, label: &str) -> Result<String, CallError> {
+        self.reference(Method::VmClone, vec![Value::string(vm), Value::string(label)]).await
+    }
+
+    /// `Async.VM.copy`: the task's reference. Disks are copied in full to the SR.
+    pub async fn copy_vm(&self, vm: &str, label: &str, sr: &str) -> Result<String, CallError> {
+        let params = vec![Value::string(vm), Value::string(label), Value::string(sr)];
+        self.reference(Method::VmCopy, params).await
+    }
+
+    /// `Async.VM.provision`: the task's reference. A template becomes a VM, with the disks of its `disks` key.
+    pub async fn provision(&self, vm: &str) -> Result<String, CallError> {
+        self.reference(Method::VmProvision, vec![Value::string(vm)]).await
+    }
+
+    /// `VM.destroy`: the record with its drives and NICs; the disks stay.
+    pub async fn destroy_vm(&self, vm: &str) -> Result<(), CallError> {
+        self.void(Method::VmDestroy, vec![Value::string(vm)]).await
+    }
+
+    /// `VM.set_name_label`.
+    pub async fn set_name_label(&self, vm: &str, label: &str) -> Result<(), CallError> {
+        self.set(Method::VmSetNameLabel, vm, label).await
+    }
+
+    /// `VM.add_tags`: a tag that is there stays.
+    pub async fn add_tag(&self, vm: &str, tag: &str) -> Result<(), CallError> {
+        self.set(Method::VmAddTags, vm, tag).await
+    }
+
+    /// `VM.set_memory_limits` of a halted VM, in bytes: dynamic minimum and maximum are the static maximum. Needs
+    /// vm-power-admin.
+    pub async fn set_memory(&self, vm: &str, static_min: u64, memory: u64) -> Result<(), CallError> {
+        let limits = [static_min, memory, memory, memory].map(|bytes| Value::string(bytes.to_string()));
+        let params = std::iter::once(Value::string(vm)).chain(limits).collect();
+        self.void(Method::VmSetMemoryLimits, params).await
+    }
+
+    /// `VM.set_VCPUs_max`: not below VCPUs_at_startup.
+    pub async fn set_vcpus_max(&self, vm: &str, count: u32) -> Result<(), CallError> {
+        self.set(Method::VmSetVcpusMax, vm, &count.to_string()).await
+    }
+
+    /// `VM.set_VCPUs_at_startup`: not above VCPUs_max.
+    pub async fn set_vcpus_at_startup(&self, vm: &str, count: u32) -> Result<(), CallError> {
+        self.set(Method::VmSetVcpusAtStartup, vm, &count.to_string()).await
+    }
+
+    /// `VIF.create` at device 0, with an MTU of 1500 bytes.
+    pub async fn create_vif(&self, vm: &str, network: &str, mac: &str) -> Result<String, CallError> {
+        let texts = [
+            ("device", "0"),
+            ("VM", vm),
+            ("network", network),
+            ("MAC", mac),
+            ("MTU", "1500"),
+            ("qos_algorithm_type", ""),
+        ];
+        let mut record: BTreeMap<String, Value> =
+            texts.into_iter().map(|(field, text)| (field.to_owned(), Value::string(text))).collect();
+        for field in ["other_config", "qos_algorithm_params"] {
+            record.insert(field.to_owned(), Value::map(&BTreeMap::new()));
+        }
+        self.reference(Method::VifCreate, vec![Value::Struct(record)]).await
+    }
+
+    /// `VIF.destroy`.
+    pub async fn destroy_vif(&self, vif: &str) -> Result<(), CallError> {
+        self.void(Method::VifDestroy, vec![Value::string(vif)]).await
+    }
+
+    /// `VBD.set_bootable`.
+    pub async fn set_bootable(&self, vbd: &str, bootable: bool) -> Result<(), CallError> {
+        self.void(Method::VbdSetBootable, vec![Value::string(vbd), Value::Bool(bootable)]).await
+    }
+
+    /// `VDI.destroy`: the disk and what stands on it.
+    pub async fn destroy_vdi(&self, vdi: &str) -> Result<(), CallError> {
+        self.void(Method::VdiDestroy, vec![Value::string(vdi)]).await
     }
 
     /// `task.get_record`. HANDLE_INVALID: the pool forgot it; its outcome must be looked up in the VM.

@@ -118,6 +118,21 @@ pub enum Method {
     VmHardShutdown,
     VmStart,
     VmUnpause,
+    SrGetAllRecords,
+    NetworkGetAllRecords,
+    VmClone,
+    VmCopy,
+    VmProvision,
+    VmDestroy,
+    VmSetNameLabel,
+    VmAddTags,
+    VmSetMemoryLimits,
+    VmSetVcpusMax,
+    VmSetVcpusAtStartup,
+    VifCreate,
+    VifDestroy,
+    VbdSetBootable,
+    VdiDestroy,
     TaskGetRecord,
     TaskDestroy,
     EventFrom,
@@ -125,7 +140,7 @@ pub enum Method {
 
 impl Method {
     /// Every method.
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 52] = [
         Self::SessionLogin,
         Self::SessionLogout,
         Self::SessionGetRecord,
@@ -160,6 +175,21 @@ impl Method {
         Self::VmHardShutdown,
         Self::VmStart,
         Self::VmUnpause,
+        Self::SrGetAllRecords,
+        Self::NetworkGetAllRecords,
+        Self::VmClone,
+        Self::VmCopy,
+        Self::VmProvision,
+        Self::VmDestroy,
+        Self::VmSetNameLabel,
+        Self::VmAddTags,
+        Self::VmSetMemoryLimits,
+        Self::VmSetVcpusMax,
+        Self::VmSetVcpusAtStartup,
+        Self::VifCreate,
+        Self::VifDestroy,
+        Self::VbdSetBootable,
+        Self::VdiDestroy,
         Self::TaskGetRecord,
         Self::TaskDestroy,
         Self::EventFrom,
@@ -202,6 +232,21 @@ impl Method {
             Self::VmHardShutdown => "VM.hard_shutdown",
             Self::VmStart => "VM.start",
             Self::VmUnpause => "VM.unpause",
+            Self::SrGetAllRecords => "SR.get_all_records",
+            Self::NetworkGetAllRecords => "network.get_all_records",
+            Self::VmClone => "VM.clone",
+            Self::VmCopy => "VM.copy",
+            Self::VmProvision => "VM.provision",
+            Self::VmDestroy => "VM.destroy",
+            Self::VmSetNameLabel => "VM.set_name_label",
+            Self::VmAddTags => "VM.add_tags",
+            Self::VmSetMemoryLimits => "VM.set_memory_limits",
+            Self::VmSetVcpusMax => "VM.set_VCPUs_max",
+            Self::VmSetVcpusAtStartup => "VM.set_VCPUs_at_startup",
+            Self::VifCreate => "VIF.create",
+            Self::VifDestroy => "VIF.destroy",
+            Self::VbdSetBootable => "VBD.set_bootable",
+            Self::VdiDestroy => "VDI.destroy",
             Self::TaskGetRecord => "task.get_record",
             Self::TaskDestroy => "task.destroy",
             Self::EventFrom => "event.from",
@@ -210,7 +255,15 @@ impl Method {
 
     /// Slow calls are sent as `Async.<name>`: they answer with a task's reference at once.
     pub const fn is_async(self) -> bool {
-        matches!(self, Self::VmStart | Self::VmCleanShutdown | Self::VmHardShutdown)
+        matches!(
+            self,
+            Self::VmStart
+                | Self::VmCleanShutdown
+                | Self::VmHardShutdown
+                | Self::VmClone
+                | Self::VmCopy
+                | Self::VmProvision
+        )
     }
 
     /// Calls that change something on the pool.
@@ -233,6 +286,26 @@ impl Method {
                 | Self::VmHardShutdown
                 | Self::VmStart
                 | Self::VmUnpause
+        ) || self.makes_vms()
+    }
+
+    /// Calls that change something, and that only the making of VMs from templates needs; no job sends them.
+    pub const fn makes_vms(self) -> bool {
+        matches!(
+            self,
+            Self::VmClone
+                | Self::VmCopy
+                | Self::VmProvision
+                | Self::VmDestroy
+                | Self::VmSetNameLabel
+                | Self::VmAddTags
+                | Self::VmSetMemoryLimits
+                | Self::VmSetVcpusMax
+                | Self::VmSetVcpusAtStartup
+                | Self::VifCreate
+                | Self::VifDestroy
+                | Self::VbdSetBootable
+                | Self::VdiDestroy
         )
     }
 
@@ -242,7 +315,12 @@ impl Method {
             Duration::from_secs(75)
         } else if matches!(
             self,
-            Self::PoolSyncDatabase | Self::VmUnpause | Self::VmGetAllRecords | Self::VifGetAllRecords
+            Self::PoolSyncDatabase
+                | Self::VmUnpause
+                | Self::VmGetAllRecords
+                | Self::VifGetAllRecords
+                | Self::VmDestroy
+                | Self::VdiDestroy
         ) {
             Duration::from_secs(60)
         } else {

@@ -73,10 +73,24 @@ impl Method {
             | Self::VmSetActionsAfterReboot
             | Self::VmSetActionsAfterCrash
             | Self::VmAddToPlatform
-            | Self::VmRemoveFromPlatform => Role::VmAdmin,
-            Self::VmCleanShutdown | Self::VmHardShutdown | Self::VmStart | Self::VmUnpause => {
-                Role::VmOperator
-            }
+            | Self::VmRemoveFromPlatform
+            | Self::VmClone
+            | Self::VmCopy
+            | Self::VmProvision
+            | Self::VmDestroy
+            | Self::VmSetNameLabel
+            | Self::VmSetVcpusMax
+            | Self::VmSetVcpusAtStartup
+            | Self::VifCreate
+            | Self::VifDestroy
+            | Self::VbdSetBootable
+            | Self::VdiDestroy => Role::VmAdmin,
+            Self::VmSetMemoryLimits => Role::VmPowerAdmin,
+            Self::VmCleanShutdown
+            | Self::VmHardShutdown
+            | Self::VmStart
+            | Self::VmUnpause
+            | Self::VmAddTags => Role::VmOperator,
             Self::SessionLogin
             | Self::SessionLogout
             | Self::SessionGetRecord
@@ -95,6 +109,8 @@ impl Method {
             | Self::VdiGetRecord
             | Self::VifGetRecord
             | Self::VifGetAllRecords
+            | Self::SrGetAllRecords
+            | Self::NetworkGetAllRecords
             | Self::TaskGetRecord
             | Self::TaskDestroy
             | Self::EventFrom => Role::ReadOnly,
@@ -141,7 +157,7 @@ impl Rights {
             // The policy is the way to the boot mode only where there is no domain_type.
             let spare = matches!(method, Method::PoolSyncDatabase)
                 || matches!(method, Method::VmSetHvmBootPolicy) && release.has(Ability::DomainType);
-            there && !spare
+            there && !spare && !method.makes_vms()
         };
         Method::ALL.into_iter().filter(needed).filter(|&method| !self.may(method)).collect()
     }

@@ -7,6 +7,7 @@ mod budget;
 mod cli;
 mod common;
 mod config;
+mod create;
 mod databases;
 mod demo;
 mod dhcp;

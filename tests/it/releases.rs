@@ -13,8 +13,8 @@ use bootflip::xen::{
     CallError, Method, Transport, Value,
     api::Api,
     records::{
-        GuestMetrics, HostMetrics, HostRecord, PoolRecord, Record, SessionRecord, TaskRecord, VbdRecord,
-        VdiRecord, VifRecord, VmMetrics, VmRecord,
+        GuestMetrics, HostMetrics, HostRecord, NetworkRecord, PoolRecord, Record, SessionRecord, SrRecord,
+        TaskRecord, VbdRecord, VdiRecord, VifRecord, VmMetrics, VmRecord,
     },
     release::{Ability, ApiVersion, Release},
     rights::Role,
@@ -103,7 +103,8 @@ fn fits(value: &Value, kind: &str) -> bool {
         Value::Bool(_) => kind == "bool",
         Value::Double(_) => kind == "float",
         Value::Array(_) => kind.ends_with(" set"),
-        Value::Struct(_) => kind.ends_with(" map"),
+        Value::Struct(_) => kind.ends_with(" map") || kind.ends_with(" record"),
+        Value::String(number) if kind == "int" => number.parse::<i64>().is_ok(),
         Value::String(_) => kind == "string" || kind.ends_with(" ref") || kind.starts_with("enum "),
         Value::Int(_) | Value::DateTime(_) => false,
     }
@@ -210,6 +211,21 @@ fn send_all(api: &Api) {
     now(api.task_destroy("task"));
     now(api.event_from(&["VM"], "", Duration::from_secs(1)));
     now(api.own_session());
+    now(api.srs());
+    now(api.networks());
+    now(api.clone_vm("vm", "n"));
+    now(api.copy_vm("vm", "n", "sr"));
+    now(api.provision("vm"));
+    now(api.destroy_vm("vm"));
+    now(api.set_name_label("vm", "n"));
+    now(api.add_tag("vm", "t"));
+    now(api.set_memory("vm", 1, 2));
+    now(api.set_vcpus_max("vm", 2));
+    now(api.set_vcpus_at_startup("vm", 2));
+    now(api.create_vif("vm", "network", "02:16:3e:00:00:01"));
+    now(api.destroy_vif("vif"));
+    now(api.set_bootable("vbd", true));
+    now(api.destroy_vdi("vdi"));
 }
 
 #[test]
@@ -252,6 +268,8 @@ fn read(class: &str, record: &Value) -> Result<Vec<(&'static str, bool)>, String
         "VM_guest_metrics" => decoded::<GuestMetrics>(record).map(|_| vec![])?,
         "VBD" => decoded::<VbdRecord>(record).map(|_| vec![])?,
         "VDI" => decoded::<VdiRecord>(record).map(|_| vec![])?,
+        "SR" => decoded::<SrRecord>(record).map(|_| vec![])?,
+        "network" => decoded::<NetworkRecord>(record).map(|_| vec![])?,
         "pool" => decoded::<PoolRecord>(record).map(|_| vec![])?,
         "host" => decoded::<HostRecord>(record).map(|_| vec![])?,
         "host_metrics" => decoded::<HostMetrics>(record).map(|_| vec![])?,
@@ -271,6 +289,8 @@ fn every_field_that_we_read_is_in_the_records_of_every_release() {
         "VM_guest_metrics",
         "VBD",
         "VDI",
+        "SR",
+        "network",
         "pool",
         "host",
         "host_metrics",

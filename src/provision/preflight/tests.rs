@@ -37,6 +37,7 @@ fn facts() -> Facts {
             name_label: String::new(),
             master: "ref-xs-1".to_owned(),
             ha_enabled: false,
+            default_sr: String::new(),
         },
         host_metrics: hosts
             .iter()

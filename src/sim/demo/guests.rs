@@ -39,7 +39,7 @@ pub struct Happened {
 pub struct Guests {
     plan: DemoPlan,
     /// VM uuid to its index in the plan.
-    index: HashMap<String, usize>,
+    index: Mutex<HashMap<String, usize>>,
     wire: Arc<Wire>,
     pool: SharedPool,
     happened: mpsc::Sender<Happened>,
@@ -57,7 +57,8 @@ struct OneVm {
 }
 
 impl Guests {
-    /// No guest runs yet. `uuids` are those of the plan's VMs, in its order.
+    /// No guest runs yet. `uuids` are those of the plan's VMs, in its order; VMs of the plan that have none yet are
+    /// known by their names once they run.
     pub fn new(
         plan: DemoPlan,
         uuids: &[String],
@@ -66,12 +67,12 @@ impl Guests {
         happened: mpsc::Sender<Happened>,
     ) -> Self {
         let index = uuids.iter().cloned().zip(0..).collect();
-        Self { plan, index, wire, pool, happened, vms: Mutex::default() }
+        Self { plan, index: Mutex::new(index), wire, pool, happened, vms: Mutex::default() }
     }
 
     /// A domain came up: its guest runs until it ends, or the domain is gone.
     pub fn start(self: &Arc<Self>, start: DomainStart) {
-        let Some(&vm) = self.index.get(&start.vm_uuid) else { return };
+        let Some(vm) = self.place(&start) else { return };
         let stop = CancellationToken::new();
         let (attempt, disk) = {
             let mut vms = self.vms();
@@ -88,7 +89,8 @@ impl Guests {
 
     /// Stops guests whose domains are gone: a hard shutdown does not ask them.
     pub fn reap(&self) {
-        for (uuid, vm) in &self.index {
+        let index = self.index().clone();
+        for (uuid, vm) in &index {
             let mut vms = self.vms();
             let Some(one) = vms.get_mut(vm).filter(|one| one.running.is_some()) else { continue };
             let living = self.pool.with(|pool, _| pool.truth(uuid)).and_then(|truth| truth.domain);
@@ -188,6 +190,23 @@ impl Guests {
         if self.happened.try_send(happened).is_err() {
             tracing::debug!(?happened, "nobody hears what happened in a guest");
         }
+    }
+
+    /// The VM's place in the plan.
+    fn place(&self, start: &DomainStart) -> Option<usize> {
+        let mut index = self.index();
+        if let Some(&vm) = index.get(&start.vm_uuid) {
+            return Some(vm);
+        }
+        let named = |vm: &usize| self.plan.vms.get(*vm).is_some_and(|vm| vm.name == start.name);
+        let vm =
+            (0..self.plan.vms.len()).filter(|vm| !index.values().any(|known| known == vm)).find(named)?;
+        index.insert(start.vm_uuid.clone(), vm);
+        Some(vm)
+    }
+
+    fn index(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn vms(&self) -> MutexGuard<'_, HashMap<usize, OneVm>> {

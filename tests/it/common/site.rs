@@ -50,6 +50,8 @@ const LOOK: Duration = Duration::from_millis(50);
 pub(crate) struct Plan {
     /// The VMs.
     pub(crate) vms: Vec<VmSpec>,
+    /// The names of VMs that will be made; guests run in them too.
+    pub(crate) later: Vec<String>,
     /// How the guests behave; each HVM start the same.
     pub(crate) guest: GuestPlan,
     /// DHCP, TFTP, boot HTTP and the profile `mini`; false: only what `more` says.
@@ -60,7 +62,7 @@ pub(crate) struct Plan {
 
 impl Plan {
     pub(crate) fn of(vms: Vec<VmSpec>) -> Self {
-        Self { vms, guest: quick(), boot: true, more: String::new() }
+        Self { vms, later: Vec::new(), guest: quick(), boot: true, more: String::new() }
     }
 }
 
@@ -369,7 +371,8 @@ fn demo_plan(plan: &Plan) -> DemoPlan {
         mac: vm.macs.first().copied().unwrap_or(MacAddr::new([2; 6])),
         attempts: vec![plan.guest.clone()],
     };
-    DemoPlan { vms: plan.vms.iter().map(one).collect(), ..DemoPlan::default() }
+    let later = plan.later.iter().map(|name| one(&VmSpec { name: name.clone(), ..VmSpec::default() }));
+    DemoPlan { vms: plan.vms.iter().map(one).chain(later).collect(), ..DemoPlan::default() }
 }
 
 /// Runs a guest for every domain, and stops those whose domains are gone.
