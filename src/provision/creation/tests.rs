@@ -304,7 +304,7 @@ fn ranges_sizes_and_prefixes_are_read() {
     for (text, expected) in [
         ("web", "web"),
         ("web-{08..10}", "web-08 web-09 web-10"),
-        ("{1..2}-{a", "`{a`: a range is written as {01..20}"),
+        ("{1..2}-{a", "`-{a`: a range is written as {01..20}"),
         ("r{1..2}n{1..2}", "r1n1 r1n2 r2n1 r2n2"),
         ("w{2..1}", "`w{2..1}`: a range is written as {01..20}"),
         ("w{+1..2}", "`w{+1..2}`: a range is written as {01..20}"),

@@ -47,8 +47,11 @@ fn vm() -> BTreeMap<String, Value> {
         ("domid", text("-1")),
         ("resident_on", text("OpaqueRef:NULL")),
         ("memory_static_max", text("1073741824")),
+        ("memory_static_min", text("268435456")),
         ("memory_dynamic_min", text("536870912")),
+        ("memory_dynamic_max", text("1073741824")),
         ("VCPUs_max", text("2")),
+        ("VCPUs_at_startup", text("1")),
         ("HVM_shadow_multiplier", Value::Double(1.0)),
         ("last_booted_record", text("ignored")),
     ])

@@ -39,6 +39,7 @@ fn member_of(
         text("name_label", ""),
         text("master", master),
         ("ha_enabled".to_owned(), Value::Bool(false)),
+        ("default_SR".to_owned(), Value::string("OpaqueRef:NULL")),
     ]);
     let pools = BTreeMap::from([("OpaqueRef:pool".to_owned(), Value::Struct(record))]);
     let hosts = hosts.iter().map(|(reference, address)| ((*reference).to_owned(), host(address))).collect();
