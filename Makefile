@@ -12,7 +12,7 @@ help:
 	@echo "make lab [ARGS=...]    the whole cycle in QEMU with real firmware, installer and pygrub; root, Debian"
 	@echo "                       ARGS: --vms N, --json"
 	@echo "make test              format, clippy, unit and integration tests; a time for each group"
-	@echo "make test-full         make test, ten times as many walks, the demos, the lab"
+	@echo "make test-full         make test, ten times as many walks, the demos, foreign XenAPI clients, the lab"
 	@echo "make build             target/debug/bootflip"
 
 check-tools:

@@ -44,6 +44,7 @@ if [ "${BOOTFLIP_FULL:-0}" = 1 ]; then
     for seed in 7 8 9 10; do
         group "demo-faults-$seed" target/debug/bootflip demo --faults --seed "$seed"
     done
+    group foreign tests/foreign/run.sh
     if [ "$(id -u)" = 0 ]; then
         group lab target/debug/bootflip lab --dir target/lab --vms 2
     fi

@@ -12,6 +12,7 @@ use crate::{
         reason::Reason,
         settings::xe_commands,
     },
+    xen::bootloader::Diagnosis,
 };
 
 /// A job for people and programs.
@@ -53,6 +54,9 @@ pub struct JobView {
     pub states: Vec<Timed>,
     /// Reported stages, counted from the HVM start.
     pub stages: Vec<StageView>,
+    /// What to look at, the likeliest cause first, where pygrub found nothing to boot.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checklist: Vec<String>,
     /// Settings that a person changed meanwhile.
     pub differences: Vec<Difference>,
     /// What an operator can do now.
@@ -114,6 +118,8 @@ pub fn brief(job: &Job, now: Timestamp) -> JobView {
 
 /// A job with all that there is to say.
 pub fn full(job: &Job, now: Timestamp) -> JobView {
+    let diagnosis =
+        (job.reason == Some(Reason::BootloaderFailed)).then(|| Diagnosis::of_message(&job.detail));
     let started = job.start.as_ref().map(|start| start.at.unwrap_or(start.intended));
     JobView {
         id: job.id.clone(),
@@ -124,7 +130,13 @@ pub fn full(job: &Job, now: Timestamp) -> JobView {
         state: job.state,
         reason: job.reason,
         remedy: job.reason.map(|reason| reason.remedy().to_owned()),
-        detail: job.detail.clone(),
+        detail: match diagnosis {
+            Some(diagnosis) => format!("{} ({})", diagnosis.sentence, job.detail),
+            None => job.detail.clone(),
+        },
+        checklist: diagnosis
+            .map(|diagnosis| diagnosis.checklist.iter().map(|line| (*line).to_owned()).collect())
+            .unwrap_or_default(),
         attempt: job.attempt,
         waiting: job.waiting.clone(),
         asked_by: job.asked_by.clone(),

@@ -198,6 +198,9 @@ fn shown(job: &JobView) -> String {
     if let Some(reason) = job.reason {
         pairs.push(("reason", format!("{reason}: {}", job.detail)));
     }
+    if !job.checklist.is_empty() {
+        pairs.push(("look at", lines(job.checklist.clone())));
+    }
     pairs.extend([("states", lines(states)), ("stages", lines(stages.collect()))]);
     if !job.differences.is_empty() {
         pairs.push(("differences", lines(differences.collect())));

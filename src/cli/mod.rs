@@ -9,6 +9,7 @@ mod deploy;
 mod jobs;
 pub mod lab;
 mod link;
+mod pool;
 mod progress;
 mod render;
 mod rescue;
@@ -50,6 +51,9 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Look whether everything is in place: configuration, files, ports, pools. Changes nothing.
     Check(check::CheckArgs),
+    /// Trust a pool's certificate for the first time, or forget which pool a name was.
+    #[command(subcommand)]
+    Pool(pool::PoolCommand),
     /// Look at VMs: their boot-related fields, and how they boot next.
     #[command(subcommand)]
     Vm(vm::VmCommand),
@@ -168,6 +172,7 @@ async fn run(cli: Cli) -> Answer {
     match cli.command {
         Command::Serve(args) => serve::run(&args, &config).await,
         Command::Check(args) => check::run(&args, &config).await,
+        Command::Pool(command) => pool::run(&command, &config).await,
         Command::Vm(command) => vm::run(&command, &config).await,
         Command::Deploy(args) => deploy::run(&args, &config).await,
         Command::Rescue(args) => rescue::run(args, &config).await,

@@ -45,6 +45,16 @@ pub struct Touched {
     pub saved: Option<String>,
     /// What we write.
     pub written: Option<String>,
+    /// What a successful installation leaves, where that is neither of these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left: Option<String>,
+}
+
+impl Touched {
+    /// A value that came of us.
+    pub fn is_ours(&self, value: Option<&String>) -> bool {
+        value == self.written.as_ref() || (value.is_some() && value == self.left.as_ref())
+    }
 }
 
 /// What a VM says about claims.

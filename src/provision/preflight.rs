@@ -110,7 +110,7 @@ pub fn judge(
         attempt: job.attempt,
         nonce: nonce.to_owned(),
         since: now,
-        touched: settings::touch(&facts.vm, needs_flags),
+        touched: settings::touch(&facts.vm, needs_flags, job.options.stay_hvm),
     };
     if claim.text().len() > super::claim::CLAIM_MAX {
         return Err((Reason::SettingsChanged, "its boot settings do not fit into a claim of 4 KiB".into()));
@@ -320,7 +320,7 @@ fn has_host(facts: &Facts) -> Result<(), Refusal> {
                 .into(),
         );
     }
-    let (memory, needed) = (facts.vm.memory_static_max, hvm_memory(facts.vm.memory_static_max));
+    let (memory, needed) = (facts.vm.memory_static_max, hvm_memory(&facts.vm, facts.vm.memory_static_max));
     let is_large = |host: &&HostRecord| {
         let metrics = facts.host_metrics.iter().find(|metrics| metrics.reference == host.metrics);
         metrics.is_some_and(|metrics| metrics.memory_total >= needed)
@@ -333,7 +333,7 @@ fn has_host(facts: &Facts) -> Result<(), Refusal> {
         return refuse(format!("no host can start it as HVM with {} MiB", memory >> 20));
     }
     // A guest begins at its dynamic minimum, and a pool that has no figure for a host says nothing about it.
-    let least = hvm_memory(facts.vm.memory_dynamic_min);
+    let least = hvm_memory(&facts.vm, facts.vm.memory_dynamic_min);
     let free = |host: &&HostRecord| facts.free_memory.get(&host.reference).copied();
     if fitting.iter().any(|host| free(host).is_none_or(|free| free >= least)) {
         return Ok(());
@@ -346,9 +346,10 @@ fn has_host(facts: &Facts) -> Result<(), Refusal> {
     ))
 }
 
-/// What a guest of `memory` bytes takes of a host while it runs as HVM, in bytes.
-pub const fn hvm_memory(memory: u64) -> u64 {
-    memory.saturating_add(memory / SHADOW_SHARE).saturating_add(HVM_OVERHEAD)
+/// What the VM takes of a host while it runs as HVM with `memory` bytes of its own, in bytes.
+pub const fn hvm_memory(vm: &VmRecord, memory: u64) -> u64 {
+    let for_processors = PER_VCPU.saturating_mul(vm.vcpus_max);
+    memory.saturating_add(memory / SHADOW_SHARE).saturating_add(for_processors).saturating_add(HVM_OVERHEAD)
 }
 
 /// The hosts that could start a halted VM as HVM if they have memory: whose free memory decides.
@@ -365,8 +366,10 @@ pub fn hosts_to_ask<'f>(
 
 /// Xapi's reckoning for HVM: two pages of shadow and p2m for each MiB of the guest's memory, …
 const SHADOW_SHARE: u64 = 128;
-/// … and video memory, Xen's own and some VCPUs, in bytes.
-const HVM_OVERHEAD: u64 = 8 << 20;
+/// … 256 pages for each VCPU, …
+const PER_VCPU: u64 = 1 << 20;
+/// … and video memory, the emulator's and Xen's own, in bytes.
+const HVM_OVERHEAD: u64 = 7 << 20;
 
 fn booting_nic(job: &Job, facts: &Facts) -> Result<Option<MacAddr>, Refusal> {
     let mut own: Vec<&VifRecord> = facts.vifs.iter().filter(|vif| vif.vm == facts.vm.reference).collect();

@@ -50,7 +50,7 @@ fn at_effect(
         attempt: 1,
         nonce: "n".into(),
         since: at(0),
-        touched: settings::touch(&seen.vm, false),
+        touched: settings::touch(&seen.vm, false, false),
     };
     seen.vm.other_config.insert(CLAIM_KEY.into(), claim.text());
     job.claim = Some(claim);
@@ -228,7 +228,7 @@ fn a_cancel_before_the_start_was_sent_starts_what_ran_again() {
 fn an_untouched_vm_of_unspecified_type_is_as_it_was() {
     let mut seen = observed(PowerState::Halted, "old");
     seen.vm.domain_type = Some("unspecified".into());
-    let touched = settings::touch(&seen.vm, false);
+    let touched = settings::touch(&seen.vm, false, false);
     assert_eq!(settings::way_back(&seen.vm, &touched, Aim::AsBefore, false), WayBack::AtTarget);
     seen.vm.domain_type = Some("hvm".into());
     let back = settings::way_back(&seen.vm, &touched, Aim::AsBefore, false);
@@ -239,7 +239,7 @@ fn an_untouched_vm_of_unspecified_type_is_as_it_was() {
 fn eliloader_gives_way_to_pygrub_only_where_an_installation_succeeded() {
     let mut seen = observed(PowerState::Halted, "old");
     seen.vm.pv_bootloader = "eliloader".into();
-    let touched = settings::touch(&seen.vm, false);
+    let touched = settings::touch(&seen.vm, false, false);
     let back = |seen: &Observed, aim| settings::way_back(&seen.vm, &touched, aim, false);
     assert_eq!(back(&seen, Aim::AsBefore), WayBack::AtTarget);
     assert_eq!(back(&seen, Aim::Installed), WayBack::Next(Call::SetPvBootloader("pygrub".into())));
@@ -320,8 +320,26 @@ fn a_settle_check_that_finds_our_claim_again_leaves_the_way_back_to_the_claim() 
     if let Some(claim) = job.claim.as_mut() {
         let mut before = flipped.vm.clone();
         before.hvm_boot_policy.clear();
-        claim.touched = settings::touch(&before, false);
+        claim.touched = settings::touch(&before, false, false);
     }
     let plan = plan(Effect::Disarm, &job, &flipped, &trail(DAY, vec![]), at(DAY + 1));
     assert!(matches!(plan, Plan::Park(Reason::StartedBySomeone, ..)), "{plan:?}");
+}
+
+#[test]
+fn a_vm_that_was_to_stay_hvm_is_undone_in_full() {
+    let mut seen = observed(PowerState::Halted, "old");
+    let touched = settings::touch(&seen.vm, false, true);
+    for order in ["n", "c"] {
+        seen.vm.hvm_boot_params = [("order".to_owned(), order.to_owned())].into();
+        let back = settings::way_back(&seen.vm, &touched, Aim::AsBefore, false);
+        assert_eq!(back, WayBack::Next(Call::SetHvmBootParams([].into())), "{order}");
+        seen.vm.domain_type = Some("hvm".into());
+        let stays = settings::way_back(&seen.vm, &touched, Aim::InstalledHvm, false);
+        assert_eq!(stays == WayBack::AtTarget, order == "c", "{stays:?}");
+        seen.vm.domain_type = Some("pv".into());
+    }
+    seen.vm.hvm_boot_params = [("order".to_owned(), "dc".to_owned())].into();
+    let theirs = settings::way_back(&seen.vm, &touched, Aim::AsBefore, false);
+    assert!(matches!(theirs, WayBack::Differs(_)), "{theirs:?}");
 }

@@ -140,12 +140,14 @@ impl Field {
 
 /// What a job on this VM will touch, with the way back: the `touched` of its claim.
 ///
-/// `needs_flags`: the pool is 5.6 or 6.0, whose emulator reads absent flags as off.
-pub fn touch(vm: &VmRecord, needs_flags: bool) -> BTreeMap<Field, Touched> {
+/// `needs_flags`: the pool is 5.6 or 6.0, whose emulator reads absent flags as off. `stays_hvm`: the VM is to boot
+/// from its disk as HVM afterwards.
+pub fn touch(vm: &VmRecord, needs_flags: bool, stays_hvm: bool) -> BTreeMap<Field, Touched> {
     let mut touched = BTreeMap::new();
     let mut add = |field: Field, written: Option<&str>| {
+        let left = (stays_hvm && field == Field::BootParam("order".into())).then(|| DISK_FIRST.to_owned());
         let saved = field.read(vm);
-        touched.insert(field, Touched { saved, written: written.map(str::to_owned) });
+        touched.insert(field, Touched { saved, written: written.map(str::to_owned), left });
     };
     match vm.domain_type {
         Some(_) => add(Field::DomainType, Some("hvm")),
@@ -187,7 +189,7 @@ impl Aim {
         match (self, field) {
             (Self::Installed, Field::PvBootloader)
             | (Self::InstalledHvm, Field::DomainType | Field::HvmBootPolicy) => entry.written.clone(),
-            (Self::InstalledHvm, Field::BootParam(key)) if key == "order" => Some(DISK_FIRST.to_owned()),
+            (Self::InstalledHvm, Field::BootParam(_)) => entry.left.clone(),
             (Self::AsBefore | Self::Installed | Self::InstalledHvm, _) => None,
         }
     }
@@ -228,7 +230,7 @@ pub fn way_back(vm: &VmRecord, touched: &BTreeMap<Field, Touched>, aim: Aim, for
         if now == target || (now == entry.saved && !changes) {
             continue;
         }
-        let ours = force || field.is_written_by_xapi() || now == entry.written || now == entry.saved;
+        let ours = force || field.is_written_by_xapi() || entry.is_ours(now.as_ref()) || now == entry.saved;
         // A platform key that we are replacing is absent for one round.
         let halfway = matches!(field, Field::Platform(_)) && now.is_none() && entry.written.is_some();
         if ours || halfway {
@@ -268,7 +270,7 @@ pub fn stranger_value(vm: &VmRecord, touched: &BTreeMap<Field, Touched>) -> Opti
         let now = field.read(vm);
         let known = field.is_written_by_xapi()
             || now == entry.saved
-            || now == entry.written
+            || entry.is_ours(now.as_ref())
             || now == target(field, entry);
         (!known).then(|| Difference {
             field: field.to_string(),

@@ -7,6 +7,7 @@
 //! reference or password is ever logged or put into an error.
 
 mod login;
+pub mod peek;
 mod places;
 mod wire;
 

@@ -10,6 +10,7 @@
 
 mod decode;
 mod encode;
+mod scan;
 
 use super::{Failure, Value};
 use decode::{CAPS, Decoder, Tag};
@@ -114,6 +115,15 @@ pub fn encode_call(method: &str, params: &[Value]) -> Result<String, CodecError>
 /// The body of a successful answer. Characters that XML cannot hold are left out, as xapi does.
 pub fn encode_success(value: &Value) -> String {
     encode_reply("Success", "Value", value)
+}
+
+/// The body of an answer without an envelope: that of `system.listMethods` alone.
+pub fn encode_bare(value: &Value) -> String {
+    let mut writer = Writer { text: String::with_capacity(512), side: Side::Reply, refused: None };
+    writer.text.push_str("<?xml version=\"1.0\"?><methodResponse><params><param>");
+    writer.value(value);
+    writer.text.push_str("</param></params></methodResponse>");
+    writer.text
 }
 
 /// The body of a failure's answer. Characters that XML cannot hold are left out, as xapi does.

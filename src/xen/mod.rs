@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod bootloader;
+pub mod certificate;
 pub mod client;
 pub mod codec;
 mod endpoint;

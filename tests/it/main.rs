@@ -3,10 +3,12 @@
 #![allow(clippy::wildcard_enum_match_arm, clippy::needless_range_loop)]
 
 mod boot;
+mod budget;
 mod cli;
 mod common;
 mod config;
 mod create;
+mod databases;
 mod demo;
 mod dhcp;
 mod errors;
@@ -22,7 +24,9 @@ mod refusals;
 mod releases;
 mod releases_sim;
 mod safety;
+mod simcontrol;
 mod simpool;
+mod simserver;
 mod stale;
 mod store;
 mod tftp;

@@ -1,6 +1,8 @@
 //! What bootflip sends and reads, held against the XenAPI data model: every message, parameter and field is there in
 //! every release from 5.6 to 8.3, or is known to have come later; every message needs the role that we say.
 
+pub(crate) mod cycles;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},

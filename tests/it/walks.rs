@@ -129,7 +129,7 @@ fn world(seed: u64, decisions: Decisions, stormy: bool) -> World {
     }
     let rescues =
         vms.iter().any(|vm| vm.job.as_ref().is_some_and(|(profile, _)| profile.kind == ProfileKind::Rescue));
-    if !rescues && rng.one_in(8) {
+    if !rescues && shapes.is_empty() && rng.one_in(5) {
         let batch = Batch { id: "b".into(), first: Some(1), ..Batch::default() };
         for (_, options) in vms.iter_mut().filter_map(|vm| vm.job.as_mut()) {
             options.batch = Some(batch.clone());
@@ -193,10 +193,8 @@ fn meddle(world: &mut World, rng: &mut Rng) {
         }
         16 | 18..=45 if job.settle_at.is_some() => {
             // The coordinator forgets what it had not written.
-            world.with(|pool, ledger, _, _| {
-                ledger.tainted.insert(job.vm_uuid.clone());
-                pool.restart_coordinator(Timestamp::default(), Duration::ZERO);
-            });
+            let now = world.now();
+            world.with(|pool, _, _, _| pool.restart_coordinator(now, Duration::from_secs(300)));
         }
         _ => {}
     }

@@ -2,6 +2,7 @@
 
 mod identity;
 mod server;
+mod trust;
 
 use std::{
     collections::BTreeMap,

@@ -115,7 +115,7 @@ async fn free_memory(
     hosts: &[HostRecord],
     possible_hosts: &[String],
 ) -> Result<BTreeMap<String, u64>, CallError> {
-    let needed = hvm_memory(vm.memory_dynamic_min);
+    let needed = hvm_memory(vm, vm.memory_dynamic_min);
     let mut all = BTreeMap::new();
     for host in hosts_to_ask(vm, hosts, possible_hosts) {
         match api.free_memory(&host.reference).await {

@@ -112,11 +112,11 @@ const COLUMNS: [&str; 9] = [
 ];
 
 impl Document {
-    /// Every VM was refused before anything was changed.
+    /// Every VM was refused before anything was changed, and nothing was broken on purpose.
     pub fn is_refused(&self) -> bool {
         let refused =
             |vm: &VmLine| vm.state.is_none() && vm.reason.is_some() && vm.starts.hvm + vm.starts.pv == 0;
-        !self.vms.is_empty() && self.vms.iter().all(refused)
+        self.broken.is_none() && !self.vms.is_empty() && self.vms.iter().all(refused)
     }
 
     /// The tables for people: how each VM is, how long each attempt took, what was to go wrong, and the sum of it.
@@ -161,17 +161,18 @@ impl Document {
             if let Some(reason) = &vm.reason {
                 let _ = writeln!(text, "    reason: {reason}");
             }
-            for complaint in &vm.complaints {
+            for complaint in vm.complaints.iter().filter(|_| !self.is_refused()) {
                 let _ = writeln!(text, "    {complaint}");
             }
         }
         text
     }
 
-    const fn verdict(&self, vm: &VmLine) -> &'static str {
+    fn verdict(&self, vm: &VmLine) -> &'static str {
         match (vm.complaints.is_empty(), vm.restored, self.broken) {
             (true, _, None) => "restored",
             (true, _, Some(_)) => "undone",
+            (false, true, _) if self.is_refused() => "refused",
             (false, true, _) => "BAD",
             (false, false, _) => "NOT RESTORED",
         }
@@ -212,10 +213,17 @@ impl Document {
 
     fn sum(&self) -> String {
         let good = self.vms.iter().filter(|vm| vm.complaints.is_empty()).count();
+        let stay_hvm = self.vms.iter().any(|vm| vm.hvm_boot_policy == "BIOS order");
         let what = match self.broken {
+            None if stay_hvm => "installed, and running as HVM from their disks",
             None => "installed, restored and running as PV",
             Some(_) => "as they were before, for the profile is broken on purpose",
         };
+        let way_out = "refused, with nothing changed: this release cannot start PV guests; \
+                       --stay-hvm installs them and leaves them HVM\n";
+        if self.is_refused() {
+            return way_out.to_owned();
+        }
         format!(
             "{}: {good} of {} VMs are {what}; {} XenAPI calls, server killed {} times, seed {}\n",
             if self.ok { "ok" } else { "NOT OK" },
@@ -230,6 +238,10 @@ impl Document {
 impl VmLine {
     /// Such as `pv by pygrub, HVM policy "", order -`.
     fn boot_settings(&self) -> String {
+        if self.hvm_boot_policy == "BIOS order" {
+            let order = self.hvm_boot_params.get("order").map_or("-", String::as_str);
+            return format!("hvm, HVM policy \"BIOS order\", order {order}");
+        }
         format!(
             "{} by {}, HVM policy \"{}\", order {}",
             self.domain_type.as_deref().unwrap_or("-"),

@@ -169,11 +169,12 @@ fn differences(plan: &DemoPlan, facts: Facts<'_>, stays_hvm: bool) -> Vec<String
     .collect()
 }
 
-/// other_config without the keys that are bootflip's own; the claim is judged apart.
+/// other_config without the keys that are bootflip's own (the claim is judged apart), or that xapi itself writes when
+/// a VM halts (5.6 and 6.0).
 fn own_keys_removed(config: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     config
         .iter()
-        .filter(|(key, _)| !key.starts_with("bootflip:"))
+        .filter(|(key, _)| !key.starts_with("bootflip:") && !key.starts_with("last_shutdown_"))
         .map(|(k, v)| (k.clone(), v.clone()))
         .collect()
 }

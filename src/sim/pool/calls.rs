@@ -121,6 +121,7 @@ impl Pool {
                 };
                 Ok(Value::Struct(self.db.rows(class).map(record).collect()))
             }
+            "get_all_records_where" => self.records_where(class, params),
             "get_record" => self.existing(class, params).map(|reference| {
                 let fields = self.db.row(class, &reference).map(|row| row.fields.clone());
                 Value::Struct(fields.unwrap_or_default())

@@ -331,4 +331,16 @@ impl Pool {
         self.add_drive(&vm, disk);
         Ok(())
     }
+
+    /// The same at position 0, with the VM's other drives moved on by one.
+    pub fn add_disk_before(&mut self, vm_uuid: &str, disk: &super::DiskSpec) -> Result<(), Failure> {
+        let vm = self.db.by_uuid(Class::Vm, vm_uuid).map(str::to_owned);
+        let vm = vm.ok_or_else(|| Failure::new("UUID_INVALID", &["VM", vm_uuid]))?;
+        for drive in self.db.set_of(Class::Vm, &vm, "VBDs") {
+            let position = self.db.text(Class::Vbd, &drive, "userdevice").parse::<u32>().unwrap_or_default();
+            let moved = position.saturating_add(1).to_string();
+            self.db.set_text(Timestamp::default(), Class::Vbd, &drive, "userdevice", &moved);
+        }
+        self.add_disk(vm_uuid, &super::DiskSpec { userdevice: "0".to_owned(), ..disk.clone() })
+    }
 }

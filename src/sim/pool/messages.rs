@@ -164,6 +164,8 @@ const MESSAGES: &[Message] = &[
 const OF_RECORDS: [(&str, usize); 4] =
     [("get_all", 0), ("get_all_records", 0), ("get_by_uuid", 1), ("get_record", 1)];
 const OF_NAMES: (&str, usize) = ("get_by_name_label", 1);
+/// Every class answers it, though the published data model hides it (but for `message`).
+const HIDDEN: (&str, usize) = ("get_all_records_where", 1);
 /// Writes of these fields need another role than their class's usual one.
 const FIELD_ROLES: [(Class, &str, Role); 8] = [
     (Class::Vm, "HVM_shadow_multiplier", Role::VmPowerAdmin),
@@ -218,7 +220,7 @@ pub(super) fn known(api: Api, class: &str, name: &str) -> Option<Known> {
     let class = Class::named(class)?;
     let is_async = class != Class::Task;
     let reads = |params| Known { params: (params, params), role: Role::ReadOnly, is_async };
-    if let Some((_, params)) = OF_RECORDS.iter().find(|(known, _)| *known == name) {
+    if let Some((_, params)) = OF_RECORDS.iter().chain([&HIDDEN]).find(|(known, _)| *known == name) {
         return Some(reads(*params));
     }
     if name == OF_NAMES.0 {

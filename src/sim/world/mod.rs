@@ -73,6 +73,9 @@ pub struct Setup {
     pub downtime: Downtime,
 }
 
+/// A VM that the pool has already: its uuid, how its guests behave, and its job.
+pub type KnownVm = (String, Vec<Behaviour>, Option<(Profile, Options)>);
+
 /// How long the server is away after a crash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Downtime {
@@ -131,19 +134,26 @@ const KEY: TokenKey = TokenKey::new([7; 32]);
 
 impl World {
     /// A world with its jobs queued.
-    pub fn new(setup: Setup) -> Self {
+    pub fn new(mut setup: Setup) -> Self {
+        let mut known = Vec::new();
+        for VmPlan { spec, behaviours, job } in std::mem::take(&mut setup.vms) {
+            known.push((setup.pool.add_vm(spec), behaviours, job));
+        }
+        Self::of_known(setup, known)
+    }
+
+    /// The same of VMs that the pool has already, by uuid; `setup.vms` is left out.
+    pub fn of_known(setup: Setup, known: Vec<KnownVm>) -> Self {
         let mut ledger = Ledger::default();
-        let mut pool = setup.pool;
+        let pool = setup.pool;
         let mut jobs = Vec::new();
         let mut behaviours = HashMap::new();
-        for (n, vm) in setup.vms.into_iter().enumerate() {
-            let name = vm.spec.name.clone();
-            let uuid = pool.add_vm(vm.spec);
-            if let Some(truth) = pool.truth(&uuid) {
-                ledger.original(truth);
-            }
-            behaviours.insert(uuid.clone(), vm.behaviours);
-            if let Some((profile, options)) = vm.job {
+        for (n, (uuid, acts, job)) in known.into_iter().enumerate() {
+            let Some(truth) = pool.truth(&uuid) else { continue };
+            let name = truth.name.clone();
+            ledger.original(truth);
+            behaviours.insert(uuid.clone(), acts);
+            if let Some((profile, options)) = job {
                 jobs.push(NewJob {
                     id: format!("job-{n}"),
                     pool: POOL.into(),

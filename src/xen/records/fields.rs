@@ -69,6 +69,10 @@ impl<'v> Fields<'v> {
         u64::try_from(self.int(field)?).map_err(|_| self.type_error(field, "a size in bytes"))
     }
 
+    pub(super) fn count(&self, field: &'static str) -> Result<u64, RecordError> {
+        u64::try_from(self.int(field)?).map_err(|_| self.type_error(field, "a number of things"))
+    }
+
     pub(super) fn version(&self, field: &'static str) -> Result<u32, RecordError> {
         u32::try_from(self.int(field)?).map_err(|_| self.type_error(field, "a version number"))
     }
