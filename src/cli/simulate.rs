@@ -148,8 +148,12 @@ fn made(args: &SimulateArgs) -> Pool {
     for number in 1..=args.vms {
         pool.add_vm(spec(number));
     }
+    pool.add_vm(VmSpec::stock_template(TEMPLATE, 8 << 30));
     pool
 }
+
+/// The pool's template, for `vm create`.
+const TEMPLATE: &str = "Debian Wheezy 7.0 (64-bit)";
 
 /// The pool of a database.
 fn load(file: &Path, args: &SimulateArgs) -> Result<Pool, Stop> {
@@ -202,7 +206,10 @@ fn introduction(
     };
     let vms = match &args.load {
         Some(file) => format!("the {} VMs and templates of {}", pool.vms, file.display()),
-        None => format!("{} halted PV VMs, vm-001 and on, tagged `simulated`", pool.vms),
+        None => format!(
+            "{} halted PV VMs, vm-001 and on, tagged `simulated`, and the template \"{TEMPLATE}\"",
+            args.vms
+        ),
     };
     let mut text = format!(
         "\
