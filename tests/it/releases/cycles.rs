@@ -1,10 +1,10 @@
 //! The whole cycle on every release that the simulated pool knows, with every kind of PV guest that it can hold; and
 //! on pools that forget their tasks.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use bootflip::{
-    config::{BootFiles, Completion, EvidenceKind, Fetch, Profile, ProfileKind},
+    config::Completion,
     machine::MacAddr,
     provision::{Job, Reason, State, executor::Decisions, job::Options},
     sim::{
@@ -13,35 +13,16 @@ use bootflip::{
     },
 };
 
-const LONGEST: Duration = Duration::from_secs(4 * 3600);
+use crate::recovery::profile;
 
-fn profile() -> Profile {
-    Profile {
-        name: "mini".into(),
-        kind: ProfileKind::Install,
-        boot: Some(BootFiles {
-            kernel: "mini/vmlinuz".into(),
-            initrd: vec!["mini/initrd".into()],
-            args: "auto url={{ answer_url }}".into(),
-            answer: Some("mini.j2".into()),
-            fetch: Fetch::Http,
-        }),
-        completion: Completion::Report,
-        min_install: Duration::from_secs(300),
-        evidence: EvidenceKind::Report,
-        accept_weak: false,
-        report_by_get: false,
-        disk: None,
-        variables: BTreeMap::new(),
-    }
-}
+const LONGEST: Duration = Duration::from_secs(4 * 3600);
 
 /// A world with these VMs, a job on each.
 pub(crate) fn world(release: Release, vms: Vec<VmSpec>) -> World {
     let plan = |spec| VmPlan {
         spec,
         behaviours: vec![Behaviour::Installs],
-        job: Some((profile(), Options::default())),
+        job: Some((profile(Completion::Report), Options::default())),
     };
     World::new(Setup {
         pool: Pool::new(11, release),
