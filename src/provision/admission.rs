@@ -75,11 +75,6 @@ fn holds_room(job: &Job) -> bool {
     under_way && job.waiting.is_none()
 }
 
-/// The order in which queued jobs are asked: oldest first.
-pub fn order(jobs: &mut [Job]) {
-    jobs.sort_by(|a, b| (a.created, &a.id).cmp(&(b.created, &b.id)));
-}
-
 /// The queued jobs to wake when something has ended: oldest first, one for each free slot of their pool (`cap_of`),
 /// no more of an order than it may, and all that will never begin. Waking all would have each of a thousand look a
 /// thousand times.
