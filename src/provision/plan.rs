@@ -493,11 +493,12 @@ pub fn describe(difference: &Difference) -> String {
 /// The running domain is of the type that the job leaves the VM with, by the newest field that the pool has.
 pub fn runs_as_asked(job: &Job, seen: &Observed) -> bool {
     let hvm = match (&seen.metrics.current_domain_type, seen.metrics.hvm) {
-        (Some(kind), _) if kind != "unspecified" => Some(kind == "hvm"),
-        // Old pools tell neither: our own start, with the policy read back before it.
-        (_, hvm) => hvm,
+        (Some(kind), _) if kind != "unspecified" => kind == "hvm",
+        (_, Some(hvm)) => hvm,
+        // Old pools tell neither: our own start, with the policy read back before it, and still the same.
+        (_, None) => !seen.vm.is_pv(),
     };
-    hvm.is_none_or(|hvm| hvm == (job.aim() == Aim::InstalledHvm))
+    hvm == (job.aim() == Aim::InstalledHvm)
 }
 
 /// E13.

@@ -343,3 +343,30 @@ fn a_vm_that_was_to_stay_hvm_is_undone_in_full() {
     let theirs = settings::way_back(&seen.vm, &touched, Aim::AsBefore, false);
     assert!(matches!(theirs, WayBack::Differs(_)), "{theirs:?}");
 }
+
+#[test]
+fn a_retry_that_meets_its_own_old_claim_puts_the_vm_back() {
+    let (job, seen) = at_effect(State::Preparing, Effect::Preflight, 10, PowerState::Halted, "old");
+    let claim = Box::new(job.claim.clone().unwrap());
+    let mut retried = Job { claim: None, ..job };
+    retried = step(&retried, &Event::Unsettled(claim), at(11));
+    assert_eq!((retried.state, retried.cursor), (State::Undoing, Some(Effect::Disarm)));
+    let mut flipped = seen;
+    flipped.vm.domain_type = Some("hvm".into());
+    retried.cursor = Some(Effect::Restore);
+    retried.intent = Some(Intent { effect: Effect::Restore, at: at(12) });
+    let back = plan(Effect::Restore, &retried, &flipped, &trail(12, vec![]), at(12));
+    assert_eq!(back, Plan::Call(Call::SetDomainType("pv".into())));
+}
+
+#[test]
+fn without_a_word_of_the_domain_the_record_must_still_say_pv() {
+    let (mut job, mut seen) = at_effect(State::Verifying, Effect::Evidence, 10, PowerState::Running, "new");
+    job.pv_start = Some(start(5, Some("new")));
+    job.booted_at = Some(at(12));
+    seen.metrics.hvm = None;
+    let done = |seen: &Observed| plan(Effect::Evidence, &job, seen, &trail(10, vec![]), at(13));
+    assert!(matches!(done(&seen), Plan::Done(Outcome::EvidenceSeen(_))));
+    seen.vm.domain_type = Some("hvm".into());
+    assert!(matches!(done(&seen), Plan::Wait(_)), "somebody changed the type about our start");
+}

@@ -88,6 +88,12 @@ fn ahead(job: &mut Job, event: &Event, now: Timestamp) {
         Event::Report(stage) => reported(job, stage, now),
         Event::SeenHalted => job.halted_at = job.halted_at.or(Some(now)),
         Event::Waiting(why) => job.waiting.clone_from(why),
+        // E0 met a claim of an earlier attempt: that one is undone first.
+        Event::Unsettled(claim) if job.cursor == Some(Effect::Preflight) => {
+            job.claim = Some(claim.as_ref().clone());
+            let text = "the VM carried the claim of an earlier attempt and was put back; retry it";
+            undo(job, State::Failed, Reason::ClaimLost, text, now);
+        }
         Event::Booted(_)
         | Event::Admitted
         | Event::SafeAgain

@@ -208,9 +208,28 @@ impl Executor {
                 self.reached(job).await?;
                 self.note(job, Event::Done(Outcome::Cleared(Box::new(cleared)))).await
             }
+            Ok(Err((Reason::ClaimedByOther, detail))) => self.claimed(job, detail).await,
             Ok(Err((reason, detail))) => self.note(job, Event::Failed(reason, detail)).await,
             Err(error) => self.unobserved(job, &error).await,
         }
+    }
+
+    /// E0 met a claim: of an earlier attempt of this job, which an operator abandoned or a coordinator brought back, or
+    /// of somebody else.
+    async fn claimed(&self, job: &Job, detail: String) -> Result<Flow, OperationError> {
+        let seen = match self.observe(job, Effect::Preflight, &Trail::default()).await {
+            Ok(seen) => seen,
+            Err(error) => return self.unobserved(job, &error).await,
+        };
+        let event = match Claim::find(&seen.vm) {
+            Found::Claim(claim) if claim.owner == self.parts.owner && claim.job == job.id => {
+                Event::Unsettled(claim)
+            }
+            Found::Claim(_) | Found::Stray(_) | Found::Unreadable(_) | Found::Absent => {
+                Event::Failed(Reason::ClaimedByOther, detail)
+            }
+        };
+        self.note(job, event).await
     }
 
     /// The pool is away: the job waits, however long that takes. The VM is gone: that is an end.
