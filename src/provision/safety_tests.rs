@@ -165,8 +165,7 @@ fn what_ran_after_it_was_looked_at_is_not_claimed() {
 
 #[test]
 fn an_abandoned_job_is_left_alone_for_good() {
-    let (mut job, _) = at_effect(State::NeedsOperator, Effect::Disarm, 10, PowerState::Running, "t1");
-    job.settle = true;
+    let (job, _) = at_effect(State::NeedsOperator, Effect::Disarm, 10, PowerState::Running, "t1");
     let ended = step(&job, &Event::Resolve(Resolution::Abandon), at(100));
     assert_eq!((ended.state, ended.settle_at), (State::Failed, None));
 }

@@ -20,8 +20,8 @@ pub const ANSWER_FETCHES: u32 = 10;
 /// Stages kept of one attempt, besides the last one.
 const STAGES: usize = 64;
 
-/// A settle check comes this long after the end when the database could not be synced (the coordinator writes it
-/// within five minutes).
+/// A settle check comes this long after the end of a job that wrote a claim. The coordinator writes its database within
+/// five minutes; E11's sync makes the settings durable where the account may sync, but not E14's removal of the claim.
 pub const SETTLE_AFTER: std::time::Duration = std::time::Duration::from_secs(360);
 
 /// The job after an event. Equal to the job before when the event has no effect.
@@ -217,7 +217,6 @@ fn ended(job: &mut Job, event: &Event, now: Timestamp) {
         Event::Settled => job.settle_at = None,
         Event::Unsettled(claim) => {
             job.settle_at = None;
-            job.settle = false;
             job.ending = Some(Ending { state: job.state, reason: job.reason });
             job.note(
                 now,
@@ -314,7 +313,7 @@ fn advance(job: &mut Job, outcome: &Outcome, now: Timestamp) {
         }
         Outcome::Claimed => go_to(job, Effect::Sync),
         Outcome::Synced { durable } => {
-            job.settle |= !durable;
+            note_sync(job, *durable, now);
             go_to(job, Effect::Stop);
         }
         Outcome::Stopped => {
@@ -347,7 +346,7 @@ fn advance(job: &mut Job, outcome: &Outcome, now: Timestamp) {
             go_to(job, Effect::Restore);
         }
         Outcome::Restored { durable } => {
-            job.settle |= !durable;
+            note_sync(job, *durable, now);
             // Recovery mode leaves a VM as it found it: Halted, or running again.
             let starts = job.profile.kind == ProfileKind::Install || job.was_running;
             go_to(job, if starts { Effect::StartPv } else { Effect::Release });
@@ -381,6 +380,12 @@ fn advance(job: &mut Job, outcome: &Outcome, now: Timestamp) {
     }
 }
 
+fn note_sync(job: &mut Job, durable: bool, now: Timestamp) {
+    if !durable {
+        job.note(now, "the pool's database was not synced; the VM is looked at again after the end");
+    }
+}
+
 fn started(start: Option<&mut StartRecord>, start_time: &str, domid: i64, now: Timestamp) {
     if let Some(start) = start {
         start.domid = Some(domid);
@@ -405,7 +410,7 @@ fn advance_undo(job: &mut Job, outcome: &Outcome, now: Timestamp) {
             go_to(job, Effect::Restore);
         }
         Outcome::Restored { durable } => {
-            job.settle |= !durable;
+            note_sync(job, *durable, now);
             let as_it_was = job.was_running && job.start.is_none() && job.resolution.is_none();
             go_to(job, if as_it_was { Effect::StartPv } else { Effect::Release });
         }
@@ -509,7 +514,7 @@ fn end(job: &mut Job, state: State, reason: Option<Reason>, detail: &str, now: T
     job.reason = reason;
     detail.clone_into(&mut job.detail);
     let nothing_to_find = matches!(reason, Some(Reason::VmGone | Reason::Abandoned));
-    let looks_again = job.settle && job.claim.is_some() && !nothing_to_find;
+    let looks_again = job.claim.is_some() && !nothing_to_find;
     job.settle_at = looks_again.then(|| now + SETTLE_AFTER);
     if let Some(reason) = reason {
         job.note(now, format!("{state}: {reason} {detail}"));
