@@ -14,6 +14,7 @@ pub mod machines;
 pub mod orders;
 pub mod preview;
 pub mod probe;
+pub mod reach;
 pub mod selection;
 pub mod serving;
 pub mod templates;
@@ -41,6 +42,7 @@ use crate::{
     clock::{Clock, SystemClock},
     config::Config,
     provision::{
+        admission::Caps,
         executor::{Decisions, Executor, Parts, PoolAccess},
         runner::{self, Bell, Rings},
     },
@@ -166,6 +168,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
         key,
         serving: Arc::clone(&offer) as _,
         wakers: Arc::new(bell.clone()),
+        reach: Arc::new(reach::Tcp),
         nonce: Box::new(key::nonce),
         decisions: Decisions::default(),
     }));
@@ -214,7 +217,10 @@ fn pools(config: &Config, clients: &BTreeMap<String, Arc<Client>>) -> BTreeMap<S
             api: Api::new(Arc::clone(client) as _),
             way_back: Api::new(Arc::new(WayBack(Arc::clone(client)))),
             allow: config.pools.get(name)?.allow.clone(),
-            installs: config.limits.installs_per_pool,
+            installs: Caps {
+                pool: config.limits.installs_per_pool,
+                host: config.limits.installs_per_host,
+            },
         };
         Some((name.clone(), access))
     };

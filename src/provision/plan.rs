@@ -173,6 +173,8 @@ pub struct Observed {
     pub task: Option<TaskState>,
     /// Addresses that the guest agent tells (read only for E13).
     pub guest_addresses: Vec<String>,
+    /// The guest accepts connections on the profile's TCP port (tried only for E13).
+    pub answers: bool,
 }
 
 impl Observed {
@@ -517,6 +519,7 @@ fn evidence(job: &Job, seen: &Observed, now: Timestamp) -> Plan {
         EvidenceKind::Report => false,
         EvidenceKind::Lease => job.signs.get(&crate::boot::sink::Sign::Lease).is_some_and(|&at| at >= since),
         EvidenceKind::Agent => !seen.guest_addresses.is_empty(),
+        EvidenceKind::Tcp(_) => seen.answers,
         EvidenceKind::None => true,
     };
     let deadline = since + job.deadlines.evidence;

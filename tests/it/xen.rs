@@ -2,6 +2,7 @@
 
 mod databases;
 mod errors;
+mod faults;
 mod identity;
 pub(crate) mod releases;
 mod server;

@@ -6,7 +6,7 @@ use super::{Executor, OperationError, PoolAccess};
 use crate::{
     provision::{
         job::{Job, NewJob},
-        preflight::{Cleared, Facts, hosts_to_ask, hvm_memory, judge},
+        preflight::{Cleared, Facts, hosts_of, hosts_to_ask, hvm_memory, judge, live_hosts},
         reason::Reason,
     },
     xen::{
@@ -104,7 +104,10 @@ impl Executor {
         let host_metrics = api.host_metrics().await?;
         let possible_hosts = api.possible_hosts(&reference).await?;
         let free_memory = free_memory(api, &vm, &hosts, &possible_hosts).await?;
-        Ok(Facts { vm, metrics, vbds, vifs, pool, hosts, host_metrics, possible_hosts, free_memory })
+        let facts = Facts { vm, metrics, vbds, vifs, pool, hosts, host_metrics, possible_hosts, free_memory };
+        let (all, possible) = (live_hosts(&facts.hosts), hosts_of(&facts));
+        self.memory().places.learn(&job.pool, all, &job.vm_uuid, possible);
+        Ok(facts)
     }
 }
 

@@ -13,12 +13,13 @@ use futures_util::{FutureExt, future::BoxFuture};
 use super::{
     cut::Cut,
     storm::{Fate, Storm},
+    strike::{Deed, Strike},
     verdict::Ledger,
 };
 use crate::{
     boot::Gate,
     clock::{Clock, Timestamp},
-    provision::{Job, executor::Wakers},
+    provision::{Effect, Job, executor::Wakers},
     sim::pool::Pool,
     store::{Batch, Entry, Op, Revision, Store, StoreError, Watch, memory::MemoryStore},
     xen::{CallError, Method, Transport, Value},
@@ -41,6 +42,10 @@ pub(super) struct Shared {
     pub(super) cut: Option<Cut>,
     /// Random misfortune.
     pub(super) storm: Option<Storm>,
+    /// What befalls the calls of one effect.
+    pub(super) strike: Option<Strike>,
+    /// The calls so far, each with the effect whose intent was stored.
+    pub(super) called: BTreeSet<(Effect, Method)>,
     /// What is watched, and what was found.
     pub(super) ledger: Ledger,
     /// The present server's gate.
@@ -95,6 +100,11 @@ impl Line {
         shared.now = shared.now + CALL_TAKES;
         let now = shared.now;
         shared.pool.advance(now);
+        let job = shared.ledger.only_job();
+        shared.called.extend(job.and_then(|job| job.intent).map(|intent| (intent.effect, method)));
+        if let Some(deed) = shared.strike.as_mut().and_then(|strike| strike.befalls(method, job)) {
+            return Some(struck(shared, deed, method, params));
+        }
         let mut fate = Fate::Done;
         if let Some(cut) = &mut shared.cut {
             fate = cut.fate(method, shared.ledger.only_job());
@@ -105,12 +115,7 @@ impl Line {
             fate = storm.fate(now, method, params, &mut shared.pool, &mut shared.ledger);
         }
         let unknown = || CallError::Unknown { method: method.name(), detail: "the connection broke".into() };
-        let done = |shared: &mut Shared| {
-            shared.ledger.before_call(&shared.pool, &shared.gate, method, params);
-            let answer = shared.pool.call_trusted(now, method, params);
-            shared.ledger.after_call(&shared.pool, method, params, answer.is_ok());
-            answer.map_err(|failure| CallError::Failed { method: method.name(), failure })
-        };
+        let done = |shared: &mut Shared| done(shared, method, params);
         match fate {
             Fate::Done => Some(done(shared)),
             Fate::LostBefore => Some(Err(unknown())),
@@ -134,6 +139,31 @@ impl Line {
                 shared.dies_next = true;
                 Some(answer)
             }
+        }
+    }
+}
+
+/// The pool does what it is asked, under the ledger's eyes.
+fn done(shared: &mut Shared, method: Method, params: &[Value]) -> Result<Value, CallError> {
+    shared.ledger.before_call(&shared.pool, &shared.gate, method, params);
+    let answer = shared.pool.call_trusted(shared.now, method, params);
+    shared.ledger.after_call(&shared.pool, method, params, answer.is_ok());
+    answer.map_err(|failure| CallError::Failed { method: method.name(), failure })
+}
+
+fn struck(shared: &mut Shared, deed: Deed, method: Method, params: &[Value]) -> Result<Value, CallError> {
+    let now = shared.now;
+    match deed {
+        Deed::Fails(failure) => Err(CallError::Failed { method: method.name(), failure }),
+        Deed::TaskFails(failure) => Ok(shared.pool.fail_task(now, method, failure)),
+        Deed::ForgetsBefore(lost) => {
+            shared.pool.restart_coordinator(now, lost);
+            done(shared, method, params)
+        }
+        Deed::ForgetsAfter(lost) => {
+            let answer = done(shared, method, params);
+            shared.pool.restart_coordinator(now, lost);
+            answer
         }
     }
 }
