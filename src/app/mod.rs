@@ -12,6 +12,7 @@ pub mod inventory;
 pub mod key;
 pub mod machines;
 pub mod orders;
+pub mod planning;
 pub mod preview;
 pub mod probe;
 pub mod reach;
@@ -217,10 +218,7 @@ fn pools(config: &Config, clients: &BTreeMap<String, Arc<Client>>) -> BTreeMap<S
             api: Api::new(Arc::clone(client) as _),
             way_back: Api::new(Arc::new(WayBack(Arc::clone(client)))),
             allow: config.pools.get(name)?.allow.clone(),
-            installs: Caps {
-                pool: config.limits.installs_per_pool,
-                host: config.limits.installs_per_host,
-            },
+            installs: Caps { pool: config.limits.installs_per_pool, host: config.limits.installs_per_host },
         };
         Some((name.clone(), access))
     };

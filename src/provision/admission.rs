@@ -269,7 +269,8 @@ mod tests {
         ] {
             let hosts: Vec<Vec<String>> = installations.iter().map(|hosts| names(hosts)).collect();
             let mut seating = Seating::new(most);
-            let found: String = hosts.iter().map(|hosts| if seating.seat(hosts) { 'y' } else { 'n' }).collect();
+            let found: String =
+                hosts.iter().map(|hosts| if seating.seat(hosts) { 'y' } else { 'n' }).collect();
             assert_eq!(found, expected, "{most} on each of {installations:?}");
         }
     }

@@ -564,9 +564,9 @@ impl Job {
         self.claim.as_ref().map(|claim| claim.nonce.as_str())
     }
 
-    /// `done` was reported, or the newest stage's percentage.
+    /// `done` was reported, or it went well without; else the newest stage's percentage.
     pub fn percent(&self) -> u8 {
-        if self.done_at.is_some() {
+        if self.done_at.is_some() || self.state == State::Succeeded {
             return 100;
         }
         self.stages.iter().rev().find_map(|stage| stage.percent).unwrap_or(0)

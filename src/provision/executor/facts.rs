@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::{Executor, OperationError, PoolAccess};
 use crate::{
     provision::{
+        capacity::Wish,
         job::{Job, NewJob},
         preflight::{Cleared, Facts, hosts_of, hosts_to_ask, hvm_memory, judge, live_hosts},
         reason::Reason,
@@ -12,7 +13,7 @@ use crate::{
     xen::{
         CallError,
         api::Api,
-        records::{HostRecord, VmRecord, is_null},
+        records::{HostRecord, PowerState, VmRecord, is_null},
     },
 };
 
@@ -23,6 +24,12 @@ pub struct Preview {
     pub verdict: Result<Cleared, (Reason, String)>,
     /// Disks, in words.
     pub disks: Vec<String>,
+    /// Bytes that it takes of a host as HVM.
+    pub memory: u64,
+    /// What it asks of its pool.
+    pub wish: Wish,
+    /// The names of the hosts that can run it.
+    pub hosts: Vec<String>,
 }
 
 impl Executor {
@@ -78,7 +85,14 @@ impl Executor {
             .map(|(vbd, vdi)| crate::provision::preflight::describe_disk(vbd, vdi.as_ref()))
             .collect();
         let verdict = self.verdict(&job, pool, &facts, "preview");
-        Ok(Ok(Preview { verdict, disks }))
+        let (own, hosts) = (facts.vm.memory_dynamic_min, hosts_of(&facts));
+        let memory = hvm_memory(&facts.vm, own);
+        // What runs has its memory already, and gives it back when it is shut down.
+        let running = facts.vm.power_state == PowerState::Running;
+        let more = if running { memory.saturating_sub(own) } else { memory };
+        let named = facts.hosts.iter().filter(|host| hosts.contains(&host.reference));
+        let names = named.map(|host| host.name_label.clone()).collect();
+        Ok(Ok(Preview { verdict, disks, memory, wish: Wish { memory: more, hosts }, hosts: names }))
     }
 
     async fn gather(&self, job: &Job, api: &Api) -> Result<Facts, CallError> {

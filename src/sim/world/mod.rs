@@ -299,6 +299,15 @@ impl World {
         }
     }
 
+    /// Lets this much time pass, whether anything happens in it or not.
+    pub fn pass(&mut self, span: Duration) {
+        let until = self.now() + span;
+        self.run(span);
+        let mut shared = self.wires.lock();
+        shared.now = shared.now.max(until);
+        shared.pool.advance(until);
+    }
+
     /// Everything that is due now.
     fn happen(&mut self) {
         self.start_guests();
