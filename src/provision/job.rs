@@ -367,9 +367,7 @@ pub struct Job {
     pub cleared_start: Option<String>,
     /// The claim, as it will be or is written; known from E0 on.
     pub claim: Option<Claim>,
-    /// The sync was refused for want of rights: look again six minutes after the end.
-    pub settle: bool,
-    /// When to look again.
+    /// When to look again, six minutes after the end: a coordinator may have forgotten the last of our writes.
     pub settle_at: Option<Timestamp>,
 
     /// The HVM start.
@@ -468,7 +466,6 @@ impl Job {
             cleared_at: None,
             cleared_start: None,
             claim: None,
-            settle: false,
             settle_at: None,
             start: None,
             pv_start: None,
@@ -522,7 +519,6 @@ impl Job {
         self.cleared_at = None;
         self.cleared_start = None;
         self.claim = None;
-        self.settle = false;
         self.settle_at = None;
         self.start = None;
         self.pv_start = None;

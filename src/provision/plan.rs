@@ -200,7 +200,8 @@ pub enum Plan {
     Arm,
     /// Store that Halted was seen (E9).
     SeenHalted,
-    /// E0's verdict is too old to build on: look at everything anew.
+    /// What this effect builds on holds no more: E0's verdict is too old for E1, or E11's restore was forgotten before
+    /// E14.
     LookAgain,
     /// Look again at this time, or when something happens.
     Wait(Timestamp),
@@ -532,13 +533,16 @@ fn evidence(job: &Job, seen: &Observed, now: Timestamp) -> Plan {
     Plan::Wait(deadline.min(now + job.deadlines.poll))
 }
 
-/// E14: the mark of a success first, the claim last.
+/// E14: the mark of a success first, the claim last, and only while what E11 put back still stands.
 fn release(job: &Job, seen: &Observed) -> Plan {
     if job.resolution == Some(Resolution::Abandon) || !holds_claim(job, seen) {
         return Plan::Done(Outcome::Released);
     }
-    let installed =
-        job.profile.kind == ProfileKind::Install && job.ending.is_none() && job.evidence != Evidence::None;
+    if recovery::is_forgotten(job, seen) {
+        return Plan::LookAgain;
+    }
+    let succeeds = job.ending.is_none_or(|ending| ending.state == State::Succeeded);
+    let installed = job.profile.kind == ProfileKind::Install && succeeds && job.evidence != Evidence::None;
     if installed {
         let mark = serde_json::json!({ "job": job.id, "attempt": job.attempt }).to_string();
         match seen.vm.other_config.get(INSTALLED_KEY) {

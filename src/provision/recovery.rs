@@ -128,6 +128,15 @@ pub fn is_at_target(job: &Job, seen: &Observed) -> bool {
     }
 }
 
+/// After E11: a value that we wrote for the installation stands in the VM again. Only a coordinator that forgot the
+/// restore does that. What xapi itself writes at a start says nothing.
+pub fn is_forgotten(job: &Job, seen: &Observed) -> bool {
+    let Some(claim) = &job.claim else { return false };
+    let own = claim.touched.iter().filter(|(field, _)| !field.is_written_by_xapi());
+    let own = own.map(|(field, entry)| (field.clone(), entry.clone())).collect();
+    matches!(settings::way_back(&seen.vm, &own, job.aim(), false), WayBack::Next(_))
+}
+
 /// E11.
 pub fn restore(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
     let Some(claim) = &job.claim else { return Plan::Done(Outcome::Restored { durable: true }) };

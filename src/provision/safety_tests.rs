@@ -2,7 +2,7 @@
 
 use super::{
     claim::{CLAIM_KEY, Claim},
-    job::{Effect, Ending, GateState, Intent, Job, Resolution, StageMark, StartRecord, State},
+    job::{Effect, Ending, Evidence, GateState, Intent, Job, Resolution, StageMark, StartRecord, State},
     plan::{Call, CallResult, Observed, Plan, TaskState, Trail, plan},
     reason::Reason,
     settings::{self, Aim, Field, WayBack},
@@ -165,8 +165,7 @@ fn what_ran_after_it_was_looked_at_is_not_claimed() {
 
 #[test]
 fn an_abandoned_job_is_left_alone_for_good() {
-    let (mut job, _) = at_effect(State::NeedsOperator, Effect::Disarm, 10, PowerState::Running, "t1");
-    job.settle = true;
+    let (job, _) = at_effect(State::NeedsOperator, Effect::Disarm, 10, PowerState::Running, "t1");
     let ended = step(&job, &Event::Resolve(Resolution::Abandon), at(100));
     assert_eq!((ended.state, ended.settle_at), (State::Failed, None));
 }
@@ -369,4 +368,32 @@ fn without_a_word_of_the_domain_the_record_must_still_say_pv() {
     assert!(matches!(done(&seen), Plan::Done(Outcome::EvidenceSeen(_))));
     seen.vm.domain_type = Some("hvm".into());
     assert!(matches!(done(&seen), Plan::Wait(_)), "somebody changed the type about our start");
+}
+
+#[test]
+fn a_claim_is_not_released_from_a_vm_whose_restore_was_forgotten() {
+    for (state, start_time, evidence, ending) in [
+        (State::Verifying, "t2", Evidence::Pv, State::Succeeded),
+        (State::Verifying, "t2", Evidence::None, State::Failed),
+        (State::Undoing, "t1", Evidence::None, State::Cancelled),
+    ] {
+        let (mut job, mut seen) = at_effect(state, Effect::Release, 10, PowerState::Running, start_time);
+        job.evidence = evidence;
+        if state == State::Undoing {
+            seen.vm.power_state = PowerState::Halted;
+            job.ending = Some(Ending { state: ending, reason: Some(Reason::CancelledByOperator) });
+        } else {
+            (job.start, job.pv_start) = (Some(start(1, Some("t1"))), Some(start(5, Some("t2"))));
+        }
+        let now = |job: &Job, seen: &Observed| plan(Effect::Release, job, seen, &trail(10, vec![]), at(11));
+        assert!(matches!(now(&job, &seen), Plan::Call(_)), "{state:?}: restored, it is released");
+        let order = seen.vm.hvm_boot_params.insert("order".to_owned(), "n".to_owned());
+        assert_eq!(now(&job, &seen), Plan::LookAgain, "{state:?}");
+        let back = step(&job, &Event::Outdated, at(12));
+        assert_eq!((back.state, back.cursor), (State::Undoing, Some(Effect::Disarm)));
+        assert_eq!(back.ending.map(|ending| ending.state), Some(ending));
+        // A person's value is theirs: nothing of ours stands in the VM.
+        seen.vm.hvm_boot_params.insert("order".to_owned(), "dc".to_owned());
+        assert!(matches!(now(&job, &seen), Plan::Call(_)), "{state:?}: {order:?}");
+    }
 }

@@ -71,6 +71,8 @@ pub struct Ledger {
     pv_intents: HashMap<String, u32>,
     /// No server and no job: what calls now restores from claims alone.
     pub claims_only: bool,
+    /// Reboots by a person whose domain is built later (xenopsd delays an early reboot).
+    late_reboots: HashMap<String, u32>,
     /// HVM and PV starts that a person made.
     pub person_starts: HashMap<String, (u32, u32)>,
 }
@@ -123,6 +125,10 @@ impl Ledger {
             let theirs = self.person_starts.entry(vm.to_owned()).or_default();
             theirs.0 += after.hvm_starts - before.hvm_starts;
             theirs.1 += after.pv_starts - before.pv_starts;
+            let built = after.hvm_starts + after.pv_starts > before.hvm_starts + before.pv_starts;
+            if done && !built && matches!(act, PersonAct::HardReboot | PersonAct::CleanReboot) {
+                *self.late_reboots.entry(vm.to_owned()).or_default() += 1;
+            }
         }
         if done {
             self.person(vm, act, pool);
@@ -389,7 +395,7 @@ impl Ledger {
             }
             let count = |of: &HashMap<String, u32>| of.get(&job.vm_uuid).copied().unwrap_or_default();
             let by_type = if self.typed.contains(&job.vm_uuid) { count(&self.pv_intents) } else { 0 };
-            let intents = count(&self.start_intents) + by_type;
+            let intents = count(&self.start_intents) + by_type + count(&self.late_reboots);
             let by_person = self.person_starts.get(&job.vm_uuid).copied().unwrap_or_default();
             if truth.hvm_starts.saturating_sub(by_person.0) > intents {
                 let (started, theirs) = (truth.hvm_starts, by_person.0);
