@@ -24,7 +24,9 @@ async fn mute(port: u16) -> Site {
             .replace("answer = \"mini.j2\"", &format!("answer = \"mini.j2\"\nevidence = \"tcp:{port}\""))
             .replace(
                 "netmask = \"255.255.0.0\"",
-                &format!("netmask = \"255.255.0.0\"\nreservations = {{ \"02:16:3e:00:00:01\" = \"{LEASE}\" }}"),
+                &format!(
+                    "netmask = \"255.255.0.0\"\nreservations = {{ \"02:16:3e:00:00:01\" = \"{LEASE}\" }}"
+                ),
             )
     });
     site.serve().await;

@@ -62,7 +62,9 @@ async fn a_plan_tells_disks_refusals_hosts_and_files_and_touches_nothing() {
         .as_array()
         .unwrap()
         .iter()
-        .map(|host| (host["name"].as_str().unwrap(), host["memory"].as_u64().unwrap() / GIB, &host["at_once"]))
+        .map(|host| {
+            (host["name"].as_str().unwrap(), host["memory"].as_u64().unwrap() / GIB, &host["at_once"])
+        })
         .map(|(name, memory, at_once)| format!("{name} {memory} GiB: {at_once}"))
         .collect();
     assert_eq!(hosts, ["xs-1 8 GiB: 2", "xs-2 2 GiB: 1"]);
@@ -126,11 +128,8 @@ fn most_at_once(world: &mut World) -> (usize, usize) {
 
 #[test]
 fn a_host_takes_no_more_installations_than_it_may() {
-    let large = |number: u8| VmSpec {
-        name: format!("large-{number}"),
-        memory: 6 * GIB,
-        ..cycles::vm(100 + number)
-    };
+    let large =
+        |number: u8| VmSpec { name: format!("large-{number}"), memory: 6 * GIB, ..cycles::vm(100 + number) };
     for (per_host, expected) in [(1, (2, 1)), (2, (4, 2)), (u32::MAX, (4, 4))] {
         // Large ones first, so that they would take every place if they were let.
         let vms: Vec<VmSpec> = (1..=5).map(large).chain((1..=5).map(cycles::vm)).collect();
