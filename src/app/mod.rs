@@ -53,7 +53,7 @@ use crate::{
     },
     xen::{
         api::Api,
-        client::{Client, ClientError, WayBack},
+        client::{Client, ClientError, ForJobs, WayBack},
     },
 };
 
@@ -215,7 +215,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
 fn pools(config: &Config, clients: &BTreeMap<String, Arc<Client>>) -> BTreeMap<String, PoolAccess> {
     let access = |(name, client): (&String, &Arc<Client>)| {
         let access = PoolAccess {
-            api: Api::new(Arc::clone(client) as _),
+            api: Api::new(Arc::new(ForJobs(Arc::clone(client)))),
             way_back: Api::new(Arc::new(WayBack(Arc::clone(client)))),
             allow: config.pools.get(name)?.allow.clone(),
             installs: Caps { pool: config.limits.installs_per_pool, host: config.limits.installs_per_host },

@@ -52,6 +52,11 @@ impl Places {
         self.of_vms.insert(vm_uuid.to_owned(), possible);
     }
 
+    /// The VM was looked at.
+    pub fn knows(&self, vm_uuid: &str) -> bool {
+        self.of_vms.contains_key(vm_uuid)
+    }
+
     /// The hosts that may run a job's VM. Of a VM that was not looked at: all of its pool; none: nothing is known.
     fn of(&self, job: &Job) -> &[String] {
         let known = self.of_vms.get(&job.vm_uuid).filter(|hosts| !hosts.is_empty());

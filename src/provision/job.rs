@@ -266,7 +266,8 @@ pub struct LogLine {
 /// What a job that is being undone will end as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ending {
-    /// Failed or Cancelled (or Succeeded, when a settle check found a lost write).
+    /// Failed or Cancelled; Succeeded, when a settle check found a lost write; Queued, when a retry found the claim of
+    /// an earlier attempt and begins behind its undo.
     pub state: State,
     /// Why.
     pub reason: Option<Reason>,

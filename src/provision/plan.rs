@@ -320,7 +320,6 @@ pub fn backoff(failures: usize) -> Duration {
 pub fn reason_of(error: &CallError) -> Reason {
     match error.failure().map(|failure| failure.code.as_str()) {
         Some("RBAC_PERMISSION_DENIED" | "PERMISSION_DENIED") => Reason::RightsMissing,
-        Some("HANDLE_INVALID" | "UUID_INVALID") => Reason::VmGone,
         Some("OPERATION_BLOCKED") => Reason::OperationBlocked,
         Some("VM_IS_PROTECTED") => Reason::HaProtected,
         Some(_) | None => Reason::PoolRefused,

@@ -360,10 +360,10 @@ pub fn live_hosts(hosts: &[HostRecord]) -> Vec<String> {
 
 /// Those of them that can start the VM: its storage, its networks, room. Of a VM that runs the pool does not tell, and
 /// any will do.
-pub fn hosts_of(facts: &Facts) -> Vec<String> {
-    let mut live = live_hosts(&facts.hosts);
-    if facts.vm.power_state == PowerState::Halted {
-        live.retain(|host| facts.possible_hosts.contains(host));
+pub fn hosts_among(vm: &VmRecord, hosts: &[HostRecord], possible_hosts: &[String]) -> Vec<String> {
+    let mut live = live_hosts(hosts);
+    if vm.power_state == PowerState::Halted {
+        live.retain(|host| possible_hosts.contains(host));
     }
     live
 }

@@ -7,7 +7,7 @@ use crate::{
     provision::{
         capacity::Wish,
         job::{Job, NewJob},
-        preflight::{Cleared, Facts, hosts_of, hosts_to_ask, hvm_memory, judge, live_hosts},
+        preflight::{Cleared, Facts, hosts_among, hosts_to_ask, hvm_memory, judge, live_hosts},
         reason::Reason,
     },
     xen::{
@@ -85,7 +85,8 @@ impl Executor {
             .map(|(vbd, vdi)| crate::provision::preflight::describe_disk(vbd, vdi.as_ref()))
             .collect();
         let verdict = self.verdict(&job, pool, &facts, "preview");
-        let (own, hosts) = (facts.vm.memory_dynamic_min, hosts_of(&facts));
+        let (own, hosts) =
+            (facts.vm.memory_dynamic_min, hosts_among(&facts.vm, &facts.hosts, &facts.possible_hosts));
         let memory = hvm_memory(&facts.vm, own);
         // What runs has its memory already, and gives it back when it is shut down.
         let running = facts.vm.power_state == PowerState::Running;
@@ -93,6 +94,21 @@ impl Executor {
         let named = facts.hosts.iter().filter(|host| hosts.contains(&host.reference));
         let names = named.map(|host| host.name_label.clone()).collect();
         Ok(Ok(Preview { verdict, disks, memory, wish: Wish { memory: more, hosts }, hosts: names }))
+    }
+
+    /// Where a job's VM may run, before it is let in. A pool that does not answer tells nothing, and E0 waits for it.
+    pub(super) async fn look_for_places(&self, job: &Job) -> Result<(), OperationError> {
+        let api = &self.pool(job)?.api;
+        let read = async {
+            let reference = api.vm_by_uuid(&job.vm_uuid).await?;
+            let vm = api.vm_record(&reference).await?;
+            let (hosts, possible) = (api.hosts().await?, api.possible_hosts(&reference).await?);
+            Ok::<_, CallError>((live_hosts(&hosts), hosts_among(&vm, &hosts, &possible)))
+        };
+        if let Ok((all, possible)) = read.await {
+            self.memory().places.learn(&job.pool, all, &job.vm_uuid, possible);
+        }
+        Ok(())
     }
 
     async fn gather(&self, job: &Job, api: &Api) -> Result<Facts, CallError> {
@@ -119,7 +135,8 @@ impl Executor {
         let possible_hosts = api.possible_hosts(&reference).await?;
         let free_memory = free_memory(api, &vm, &hosts, &possible_hosts).await?;
         let facts = Facts { vm, metrics, vbds, vifs, pool, hosts, host_metrics, possible_hosts, free_memory };
-        let (all, possible) = (live_hosts(&facts.hosts), hosts_of(&facts));
+        let all = live_hosts(&facts.hosts);
+        let possible = hosts_among(&facts.vm, &facts.hosts, &facts.possible_hosts);
         self.memory().places.learn(&job.pool, all, &job.vm_uuid, possible);
         Ok(facts)
     }

@@ -387,6 +387,10 @@ impl Executor {
 
     async fn admit(&self, job: &Job) -> Result<bool, OperationError> {
         let caps = self.pool(job)?.installs;
+        // Where a host may take all that the pool may, it does not matter.
+        if caps.host < caps.pool && !self.memory().places.knows(&job.vm_uuid) {
+            self.look_for_places(job).await?;
+        }
         let verdict = {
             let mut memory = self.memory();
             let tally = memory.tally(job);

@@ -191,6 +191,7 @@ impl World {
             cut: setup.cut,
             storm: setup.storm,
             strike: None,
+            logged_out: false,
             called: BTreeSet::new(),
             ledger,
             gate: Gate::default(),

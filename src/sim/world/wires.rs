@@ -44,6 +44,8 @@ pub(super) struct Shared {
     pub(super) storm: Option<Storm>,
     /// What befalls the calls of one effect.
     pub(super) strike: Option<Strike>,
+    /// Every session ended with the coordinator's process: a read logs in anew and nobody notices, a change is refused.
+    pub(super) logged_out: bool,
     /// The calls so far, each with the effect whose intent was stored.
     pub(super) called: BTreeSet<(Effect, Method)>,
     /// What is watched, and what was found.
@@ -105,6 +107,9 @@ impl Line {
         if let Some(deed) = shared.strike.as_mut().and_then(|strike| strike.befalls(method, job)) {
             return Some(struck(shared, deed, method, params));
         }
+        if let Some(refused) = logged_out(shared, method) {
+            return Some(Err(refused));
+        }
         let mut fate = Fate::Done;
         if let Some(cut) = &mut shared.cut {
             fate = cut.fate(method, shared.ledger.only_job());
@@ -158,14 +163,23 @@ fn struck(shared: &mut Shared, deed: Deed, method: Method, params: &[Value]) -> 
         Deed::TaskFails(failure) => Ok(shared.pool.fail_task(now, method, failure)),
         Deed::ForgetsBefore(lost) => {
             shared.pool.restart_coordinator(now, lost);
-            done(shared, method, params)
+            shared.logged_out = true;
+            logged_out(shared, method).map_or_else(|| done(shared, method, params), Err)
         }
         Deed::ForgetsAfter(lost) => {
             let answer = done(shared, method, params);
             shared.pool.restart_coordinator(now, lost);
+            shared.logged_out = true;
             answer
         }
     }
+}
+
+/// The first call since the sessions ended: the client logs in, and leaves it to the caller to repeat a change.
+fn logged_out(shared: &mut Shared, method: Method) -> Option<CallError> {
+    let refused = std::mem::take(&mut shared.logged_out) && method.changes_the_pool();
+    let failure = || crate::xen::Failure::new("SESSION_INVALID", &["OpaqueRef:old"]);
+    refused.then(|| CallError::Failed { method: method.name(), failure: failure() })
 }
 
 impl Transport for Line {
