@@ -436,8 +436,10 @@ mod tests {
         assert_eq!(place.install(&[]).unwrap(), usual.map(|name| (name, true)));
         assert_eq!(place.install(&[]).unwrap(), usual.map(|name| (name, false)), "again: nothing is new");
         assert!(place.states().iter().all(|(_, state)| *state == State::Verified));
-        let checked = Command::new("sha256sum").args(["--strict", "-c", MANIFEST]).current_dir(place.root());
-        assert!({ checked }.output().unwrap().status.success());
+        let mut sha256sum = Command::new("sha256sum");
+        let checked =
+            sha256sum.args(["--strict", "-c", MANIFEST]).current_dir(place.root()).output().unwrap();
+        assert!(checked.status.success(), "{checked:?}");
         let mut files: Vec<_> =
             fs::read_dir(place.root()).unwrap().map(|file| file.unwrap().file_name()).collect();
         files.sort();

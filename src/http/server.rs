@@ -226,6 +226,8 @@ async fn connection(
     });
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(limits.head);
+    // A client that has said all that it has to say still gets its answer.
+    http.half_close(true);
     http.max_buf_size(HEAD_LIMIT).max_headers(HEADERS_LIMIT).writev(true);
     let mut connection = std::pin::pin!(http.serve_connection(wire, service));
     let ended = tokio::select! {

@@ -241,7 +241,7 @@ async fn a_report_of_more_than_64_kib_is_refused_and_never_reaches_the_sink() {
 
 #[tokio::test]
 async fn a_hundred_reports_at_once_all_reach_the_sink() {
-    let rig = Rig::new();
+    let rig = Rig::with_limits(Limits { connections_per_address: 100, ..Limits::default() });
     let posts = (0..100).map(|_| rig.post("/r/REPORT/done", Vec::new()));
     let answers = futures_util::future::join_all(posts).await;
     assert_eq!(answers, [201; 100]);

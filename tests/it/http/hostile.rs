@@ -27,7 +27,7 @@ const RAW: [(&str, &[u16]); 30] = [
     ("CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n", &[404]),
     ("OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", &[404]),
     ("TRACE /b/02:00:00:00:00:02 HTTP/1.1\r\nHost: x\r\n\r\n", &[405]),
-    ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &[400]), // HTTP/2 with prior knowledge
+    ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &[]), // HTTP/2 with prior knowledge
     ("POST /r/REPORT/a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nab", &[201]),
     ("POST /r/REPORT/a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nab", &[201]),
     ("POST /r/REPORT/a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nabc", &[400]),
