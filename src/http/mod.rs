@@ -121,10 +121,16 @@ pub fn masked(path: &str) -> String {
     shown
 }
 
-/// Escapes count too: an encoded token opens nothing and is one all the same.
+/// Read with and without its escapes: an encoded token opens nothing and is one all the same, and iPXE encodes the
+/// colons of a MAC.
 fn token_like(part: &str) -> bool {
     let hidden = |run: &str| run.len() >= TOKEN_LIKE;
-    part.split(|letter: char| !letter.is_ascii_hexdigit() && letter != '%').any(hidden)
+    let digits = |text: &str| text.split(|letter: char| !letter.is_ascii_hexdigit()).any(hidden);
+    digits(part)
+        || match decode(part) {
+            Some(decoded) => digits(&decoded),
+            None => part.split(|letter: char| !letter.is_ascii_hexdigit() && letter != '%').any(hidden),
+        }
 }
 
 /// The status code of a report's answer.

@@ -2,7 +2,7 @@
 
 use std::{
     os::unix::fs::FileExt,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
 };
 
 use tracing_subscriber::fmt::MakeWriter;
@@ -210,6 +210,9 @@ pub(super) struct Log(Arc<Mutex<Vec<u8>>>, Arc<tokio::sync::Notify>);
 impl Log {
     /// Takes the log of this thread.
     pub(super) fn take(&self) -> tracing::subscriber::DefaultGuard {
+        // While there is but one dispatcher, a place that logs first on a thread without it is turned off for all.
+        static SECOND: OnceLock<tracing::Dispatch> = OnceLock::new();
+        SECOND.get_or_init(|| tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new()));
         let layer = tracing_subscriber::fmt().with_writer(self.clone()).with_ansi(false).with_target(false);
         tracing::subscriber::set_default(layer.finish())
     }
