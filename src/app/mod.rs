@@ -10,6 +10,7 @@ pub mod desk;
 pub mod identity;
 pub mod inventory;
 pub mod key;
+pub mod loaders;
 pub mod machines;
 pub mod orders;
 pub mod planning;

@@ -9,6 +9,7 @@ mod deploy;
 mod jobs;
 pub mod lab;
 mod link;
+mod loaders;
 mod pool;
 mod progress;
 mod render;
@@ -67,6 +68,9 @@ enum Command {
     Restore(restore::RestoreArgs),
     /// Show what a machine would be served.
     Render(render::RenderArgs),
+    /// Bring boot loaders from the distribution's packages into tftp.root, and check them.
+    #[command(subcommand)]
+    Loaders(loaders::LoadersCommand),
     /// Play the whole cycle on loopback: simulated pool, simulated PXE clients, real packets.
     Demo(demo::DemoArgs),
     /// Play the whole cycle in QEMU: real firmware, a real installer, the real pygrub. Needs root.
@@ -178,6 +182,7 @@ async fn run(cli: Cli) -> Answer {
         Command::Jobs(args) => jobs::run(&args, &config).await,
         Command::Restore(args) => restore::run(&args, &config).await,
         Command::Render(args) => render::run(&args, &config).await,
+        Command::Loaders(command) => loaders::run(&command, &config).await,
         Command::Demo(args) => match demo::run(&args).await {
             Ok(demo::Played::Well) => Ok(Ended::Done),
             Ok(demo::Played::Refused) => Ok(Ended::Refused),

@@ -286,7 +286,10 @@ impl Library for Shelf {
     fn open<'a>(&'a self, peer: IpAddr, name: &'a [u8]) -> BoxFuture<'a, Result<Arc<[u8]>, Refusal>> {
         Box::pin(async move {
             match Wanted::parse(name).ok_or(Refusal::NotFound)? {
-                Wanted::Configuration(mac) => self.configuration(mac, peer),
+                Wanted::Configuration(name) => {
+                    let mac = self.shared.gate.configured(&name, peer).ok_or(Refusal::NotFound)?;
+                    self.configuration(mac, peer)
+                }
                 Wanted::File { token, path } => self.file(&token, path, peer).await,
                 Wanted::Published(path) => {
                     let content = self.memory.read(&self.published, path).await?;

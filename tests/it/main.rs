@@ -5,6 +5,7 @@
 mod boot;
 mod budget;
 mod cli;
+mod clients_qemu;
 mod common;
 mod config;
 mod create;

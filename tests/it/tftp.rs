@@ -168,6 +168,20 @@ async fn a_configuration_is_rendered_behind_the_gate() {
     assert_eq!(rig.scene.sink.signs(), signs);
 }
 
+/// Who asks without MAC or UUID is known by its address.
+#[tokio::test]
+async fn a_configuration_has_every_name_of_pxelinux() {
+    let rig = Rig::new();
+    assert_eq!(rig.text("pxelinux.cfg/default").await, NOT_FOUND, "nobody has this address yet");
+    rig.scene.gate.met(ARMED, Ipv4Addr::LOCALHOST.into());
+    let armed = rig.text("pxelinux.cfg/01-02-00-00-00-00-01").await;
+    for name in ["7F000001", "7F00000", "7F", "7f0000", "default"] {
+        assert_eq!(rig.text(&format!("pxelinux.cfg/{name}")).await, armed, "{name}");
+    }
+    assert_eq!(rig.text("pxelinux.cfg/7F000002").await, NOT_FOUND);
+    assert_eq!(rig.text(&format!("pxelinux.cfg/{}", "1".repeat(36))).await, NOT_FOUND);
+}
+
 #[tokio::test]
 async fn kernel_and_initrd_come_by_token_until_the_gate_closes() {
     let rig = Rig::new();

@@ -1,6 +1,7 @@
 //! What several areas of the tests share.
 
 pub(crate) mod ports;
+pub(crate) mod programs;
 pub(crate) mod reference;
 pub(crate) mod site;
 
