@@ -15,7 +15,6 @@ use crate::{
         templates,
     },
     config::Config,
-    tftp,
     xen::{
         CallError, Method,
         api::Api,
@@ -158,7 +157,7 @@ fn boot_files(config: &Config, findings: &mut Findings) {
         }
     }
     if let Some(tftp) = &config.tftp
-        && let Some(problem) = file_problem(&tftp.root, &tftp.loader, tftp::FILE_LIMIT)
+        && let Some(problem) = file_problem(&tftp.root, &tftp.loader)
     {
         let text = format!("{problem}; guests of Xen boot without it, other network cards do not");
         findings.add("tftp.loader", Standing::Note, text);

@@ -2,12 +2,13 @@
 //! what the secret files hold is an argument.
 //!
 //! Invariant: a `Config` comes out only when nothing was noted. Each function notes what it finds, and goes on.
-//! Sections: `pool`, `services` (DHCP, TFTP, HTTP, admin), `profile` (profiles and machines); this file has the
+//! Sections: `pool`, `services` (DHCP, HTTP, admin), `tftp`, `profile` (profiles and machines); this file has the
 //! rest, and what they share.
 
 mod pool;
 mod profile;
 mod services;
+mod tftp;
 
 use std::{
     collections::BTreeMap,
@@ -222,6 +223,12 @@ const BOOT_ROOT: &str = "tftpboot";
 trait Bounded: PartialOrd + Copy {
     /// As it stands in the file.
     fn shown(self) -> String;
+}
+
+impl Bounded for u16 {
+    fn shown(self) -> String {
+        self.to_string()
+    }
 }
 
 impl Bounded for u32 {

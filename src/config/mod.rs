@@ -12,7 +12,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr, num::NonZeroU16, path::PathBuf, 
 
 use serde::{Deserialize, Serialize};
 
-use crate::{machine::MacAddr, secret::Secret};
+use crate::{machine::MacAddr, secret::Secret, tftp::transfer::Rollover};
 
 pub use load::{Surroundings, load, load_in};
 pub use problem::{Problem, Problems, problems_report};
@@ -134,6 +134,30 @@ pub struct TftpConfig {
     pub loader: String,
     /// Bind the sockets to this device (the demo: `lo`).
     pub device: Option<String>,
+    /// What sends the files.
+    pub engine: TftpEngine,
+    /// Files leave from the port that was asked, which firewalls and address translation understand.
+    pub single_port: bool,
+    /// What follows block 65,535.
+    pub rollover: Rollover,
+    /// The largest block, in bytes; an interface with smaller frames makes it smaller.
+    pub block_size: u16,
+    /// The largest window (RFC 7440), in blocks.
+    pub window: u16,
+    /// Transfers of one address at the same time.
+    pub transfers_per_client: u16,
+    /// Transfers at the same time.
+    pub transfers: u16,
+}
+
+/// A TFTP implementation.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TftpEngine {
+    /// bootflip's own.
+    #[default]
+    Own,
+    /// The crate `async-tftp`.
+    AsyncTftp,
 }
 
 /// The boot HTTP listener.

@@ -10,7 +10,7 @@ use std::{
 use toml::de::DeValue;
 
 use super::{
-    Completion, EvidenceKind, Fetch, ProfileKind,
+    Completion, EvidenceKind, Fetch, ProfileKind, TftpEngine,
     problem::Spot,
     read::{At, Read, Reader, Scalar, section},
 };
@@ -100,6 +100,13 @@ section! {
         root: String,
         loader: String,
         device: String,
+        engine: TftpEngine,
+        single_port: bool,
+        rollover: u16,
+        block_size: u16,
+        window: u16,
+        transfers_per_client: u16,
+        transfers: u16,
     }
 }
 
@@ -345,6 +352,11 @@ words!(Completion, "a way to know completion", r#""report", "halt" or "either""#
 words!(Fetch, "a way to fetch boot files", r#""http" or "tftp""#, {
     "http" => Self::Http,
     "tftp" => Self::Tftp,
+});
+
+words!(TftpEngine, "a TFTP engine", r#""own" or "async-tftp""#, {
+    "own" => Self::Own,
+    "async-tftp" => Self::AsyncTftp,
 });
 
 impl Scalar for EvidenceKind {

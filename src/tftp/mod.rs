@@ -1,10 +1,14 @@
 //! TFTP: boot loaders, PXELINUX configurations, and kernel and initrd for clients without HTTP. Reads only.
 //!
-//! What a name stands for is decided here, purely; `server` has the files and the transfer engine. Invariant: a
+//! What a name stands for is decided here, purely; `packet`, `transfer` and `sessions` are the protocol, purely too;
+//! `server` has the files, the sockets and the transfer engines. Invariant: a
 //! configuration is always rendered behind the boot gate, and never read from a file; everything else is a file
 //! below one of two published folders.
 
+pub mod packet;
 pub mod server;
+pub mod sessions;
+pub mod transfer;
 
 use crate::boot::{pxelinux::ConfigName, root::RelativePath};
 
@@ -24,8 +28,6 @@ pub enum Wanted {
     Published(RelativePath),
 }
 
-/// The largest file that is given out, in bytes: the engine reads files into memory. Larger ones belong on HTTP.
-pub const FILE_LIMIT: u64 = 128 << 20;
 /// The folder in which PXELINUX looks for configurations: by UUID, by MAC, by IP address, `default`.
 const CONFIGURATIONS: &str = "pxelinux.cfg";
 const TOKEN_LENGTH: usize = 64;

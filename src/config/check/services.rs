@@ -1,16 +1,11 @@
-//! The listeners: DHCP, TFTP, boot HTTP, admin; and that they do not stand in each other's way.
+//! The listeners: DHCP, boot HTTP, admin; and that they do not stand in each other's way.
 
-use std::{
-    collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddrV4},
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, time::Duration};
 
-use super::{BOOT_ROOT, Checker, pool::Endpoint};
+use super::{Checker, pool::Endpoint};
 use crate::{
     config::{
-        AdminConfig, DhcpInterface, DhcpMode, DhcpPool, HttpConfig, TftpConfig,
+        AdminConfig, DhcpInterface, DhcpMode, DhcpPool, HttpConfig,
         problem::Spot,
         raw::{RawAdmin, RawConfig, RawDhcp, RawHttp, RawLeases, RawMode, RawTftp},
         read::At,
@@ -29,9 +24,6 @@ const LEASE: Duration = Duration::from_secs(3600);
 
 /// Netmasks, in bits: a network with room for a server and a client.
 const PREFIXES: std::ops::RangeInclusive<u32> = 1..=30;
-
-/// What other BIOS network cards get by TFTP: an iPXE without drivers of its own.
-const LOADER: &str = "undionly.kpxe";
 
 const ADMIN_SOCKET: &str = "/run/bootflip/admin.sock";
 /// `sun_path` of Linux, without its NUL.
@@ -240,34 +232,6 @@ impl Checker<'_> {
         reservations
     }
 
-    pub(super) fn tftp(&mut self, tftp: &At<RawTftp>, state_dir: &Path) -> Option<TftpConfig> {
-        let At { value: raw, spot } = tftp;
-        let remedy = "write listen = [\"ADDRESS:69\"] with our addresses on the provisioning networks";
-        let listen = self.required(raw.listen.as_ref(), spot, "listen", remedy);
-        let mut checked: Vec<SocketAddrV4> = Vec::new();
-        for At { value, spot } in listen.iter().flat_map(|listen| &listen.value) {
-            if value.ip().is_unspecified() {
-                let message =
-                    "a TFTP reply has to leave from the address that was asked, and this is all of them";
-                self.notes.wrong(spot, message, remedy);
-            }
-            if value.port() > 0 && checked.contains(value) {
-                self.notes.wrong(spot, format!("{value} is in the list already"), "remove it");
-            }
-            checked.push(*value);
-        }
-        if let Some(listen) = listen.filter(|listen| listen.value.is_empty()) {
-            self.notes.absent(&listen.spot, "is empty", remedy);
-        }
-        if let Some(loader) = &raw.loader {
-            self.boot_file(loader, "tftp.root");
-        }
-        let device = raw.device.as_ref().map(|device| self.device(device));
-        let root = raw.root.as_ref().map_or_else(|| state_dir.join(BOOT_ROOT), |root| self.path(root));
-        let loader = raw.loader.as_ref().map_or_else(|| LOADER.to_owned(), |loader| loader.value.clone());
-        listen.map(|_| TftpConfig { listen: checked, root, loader, device })
-    }
-
     /// Notes TFTP listeners on the ports of DHCP.
     fn tftp_beside(&mut self, dhcp: &DhcpInterface, tftp: Option<&At<RawTftp>>) {
         let listen = tftp.and_then(|tftp| tftp.value.listen.as_ref());
@@ -334,7 +298,7 @@ impl Checker<'_> {
         AdminConfig { socket }
     }
 
-    fn device(&mut self, device: &At<String>) -> String {
+    pub(super) fn device(&mut self, device: &At<String>) -> String {
         let fits = |c: char| !c.is_whitespace() && !c.is_control() && c != '/';
         if device.value.is_empty() || device.value.len() > DEVICE_LIMIT || !device.value.chars().all(fits) {
             let message = format!("{:?} is not the name of a network device", device.value);
