@@ -180,6 +180,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
     };
     let listeners = listeners::bind(&config, &shared).await?;
     let urls = listeners.urls();
+    let dhcp = listeners.dhcp_boards();
     let addresses = listeners.addresses(admin.path());
     write_addresses(&config, &addresses)?;
     offer.open(urls.clone());
@@ -194,6 +195,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
         templates,
         urls,
         clock: Arc::clone(&clock),
+        dhcp,
     });
     let mut parts = Running { tasks: JoinSet::new(), stop };
     parts.listeners(listeners);
