@@ -62,6 +62,10 @@ impl Packet {
         self
     }
 
+    fn with(self, options: &[(u8, &[u8])]) -> Self {
+        options.iter().fold(self, |packet, (code, data)| packet.option(*code, data))
+    }
+
     fn at(mut self, offset: usize, data: &[u8]) -> Self {
         self.bytes[offset..offset + data.len()].copy_from_slice(data);
         self
@@ -510,4 +514,143 @@ fn leases_of_the_store_hold_after_a_restart() {
     assert_eq!(rig.text(&renewing), "ack 10.0.0.101 to 10.0.0.101; met 10.0.0.101; tell Lease");
     let text = serde_json::to_string(&lease(1, 101)).unwrap();
     assert_eq!(text, r#"{"mac":"02:00:00:00:00:01","address":"10.0.0.101","until":8200000}"#);
+}
+
+#[test]
+fn the_last_addresses_are_kept_for_machines_with_a_job() {
+    let mut small = pool((100, 103));
+    (small.keep_for_jobs, small.lease_to_strangers) = (1, true);
+    let mut rig = Rig::new(server(small));
+    for n in [50, 51, 200] {
+        rig.lease(n);
+    }
+    assert_eq!(rig.text(&discover(52)), "ignore pool_exhausted");
+    assert_eq!(rig.text(&select(52, [10, 0, 0, 103])), "nak 0.0.0.0 to broadcast");
+    assert_eq!(rig.lease(1), Ipv4Addr::new(10, 0, 0, 103));
+    // Who had an address long ago does not get it back at the cost of what is kept either.
+    rig.wait(3 * 3600);
+    for n in [1, 50, 51] {
+        rig.lease(n);
+    }
+    assert_eq!(rig.text(&discover(200)), "ignore pool_exhausted");
+    assert_eq!(rig.text(&discover(50)), "offer 10.0.0.100 to its card");
+}
+
+#[test]
+fn a_pool_that_is_nearly_full_is_told_once_and_again_when_there_is_room() {
+    let mut rig = Rig::new(server(pool((100, 109))));
+    let mut told = Vec::new();
+    let mut ask = |rig: &mut Rig, n: u8| {
+        let actions = rig.actions(&discover(n));
+        let full = actions.iter().filter(|action| matches!(action, Action::Fullness(_)));
+        told.extend(full.map(|action| format!("{n}: {}", describe(action))));
+    };
+    for n in 1..=10 {
+        if n == 9 {
+            continue; // has a reservation of its own
+        }
+        ask(&mut rig, n);
+    }
+    ask(&mut rig, 11);
+    rig.wait(61);
+    ask(&mut rig, 12);
+    assert_eq!(told, ["10: full 9 of 10 true", "12: full 1 of 10 false"]);
+}
+
+#[test]
+fn a_client_behind_a_relay_is_leased_an_address_of_its_own_network() {
+    let far = DhcpPool {
+        range: ([10, 9, 0, 10].into(), [10, 9, 0, 20].into()),
+        router: Some([10, 9, 0, 1].into()),
+        ..pool((100, 102))
+    };
+    let mut rig = Rig::new(DhcpMode::Server(DhcpServer { own: pool((100, 102)), relayed: vec![far] }));
+    let near = rig.lease(1);
+    let relay = [10, 9, 0, 250];
+    let offer = rig.reply(&discover(1).giaddr(relay));
+    assert_eq!(offer.yiaddr(), Ipv4Addr::new(10, 9, 0, 10));
+    assert_eq!(raw(&offer, 3), Some(vec![10, 9, 0, 1]));
+    let text = rig.text(&select(1, [10, 9, 0, 10]).giaddr(relay));
+    assert_eq!(
+        text,
+        "commit 02:00:00:00:00:01 10.9.0.10; ack 10.9.0.10 to relay 10.9.0.250; met 10.9.0.10; tell Lease; \
+         forget 10.0.0.100",
+        "{near} is free again: one card is in one network"
+    );
+    // It renews by unicast, past the relay.
+    let renewal = Packet::new(3, 1, &[]).ciaddr([10, 9, 0, 10]);
+    assert_eq!(rig.text(&renewal), "ack 10.9.0.10 to 10.9.0.10; met 10.9.0.10; tell Lease");
+    assert_eq!(rig.reply(&discover(2)).yiaddr(), near);
+}
+
+#[test]
+fn a_bad_relayed_request_is_refused_through_its_relay() {
+    let mut rig = Rig::server();
+    rig.lease(1);
+    let wrong = select(1, [10, 0, 0, 77]).giaddr([10, 0, 0, 250]);
+    assert_eq!(rig.text(&wrong), "nak 0.0.0.0 to relay 10.0.0.250");
+}
+
+#[test]
+fn with_the_store_away_offers_go_out_new_leases_wait_and_nobody_is_refused() {
+    let mut rig = Rig::server();
+    let old = rig.lease(1);
+    rig.store_answers = false;
+    for n in 2..=3 {
+        let offer = rig.reply(&discover(n)).yiaddr();
+        assert!(rig.text(&select(n, offer.octets())).starts_with("commit "));
+        for _ in 0..3 {
+            assert_eq!(rig.text(&select(n, offer.octets())), "ignore committing");
+        }
+    }
+    assert!(rig.text(&select(1, old.octets())).starts_with(&format!("ack {old} ")));
+}
+
+/// Another server's reply, as it is heard on the client port.
+fn foreign(server: [u8; 4], yiaddr: [u8; 4], options: &[(u8, &[u8])]) -> Packet {
+    Packet::new(2, 1, &[(54, &server)]).at(0, &[2]).at(16, &yiaddr).with(options)
+}
+
+#[test]
+fn another_server_is_told_once_for_what_it_does() {
+    let (one, two) = ([10, 0, 0, 66], [10, 0, 0, 67]);
+    let lease = |server| foreign(server, [10, 0, 0, 180], &[]);
+    let boots = |server| foreign(server, [0; 4], &[(60, b"PXEClient")]);
+    let hear = |rig: &mut Rig, packet: &Packet| {
+        let actions = rig.service.overhear(&packet.bytes, [10, 0, 0, 66].into(), rig.now);
+        actions.iter().map(describe).collect::<Vec<_>>().join("; ")
+    };
+    let mut server = Rig::server();
+    let bad = "neighbour 10.0.0.66 leases true boots false in the way true";
+    assert_eq!(hear(&mut server, &lease(one)), bad);
+    assert_eq!(hear(&mut server, &lease(one)), "");
+    assert_eq!(hear(&mut server, &lease(SELF.octets())), "", "what we say ourselves");
+    assert_eq!(hear(&mut server, &discover(1)), "", "a request is no reply");
+    assert_eq!(hear(&mut server, &lease(one).at(28, &[9; 6]).at(2, &[255])), "", "and nothing trusts its lengths");
+    let mut proxy = Rig::proxy();
+    for (packet, expected) in [
+        (lease(one), "neighbour 10.0.0.66 leases true boots false in the way false"),
+        (lease(two), "neighbour 10.0.0.67 leases true boots false in the way true"),
+        (boots(one), "neighbour 10.0.0.66 leases true boots true in the way true"),
+        (boots(one), ""),
+    ] {
+        assert_eq!(hear(&mut proxy, &packet), expected);
+    }
+    // Where replies are not heard, a client's choice is.
+    let mut deaf = Rig::server();
+    let chosen = Packet::new(3, 1, &[(54, &one), (50, &[10, 0, 0, 180])]);
+    assert_eq!(deaf.text(&chosen), format!("ignore other_server; {bad}"));
+    let status: Vec<Ipv4Addr> = proxy.service.neighbours().iter().map(|neighbour| neighbour.server).collect();
+    assert_eq!(status, [Ipv4Addr::from(one), Ipv4Addr::from(two)]);
+}
+
+#[test]
+fn a_thousand_forged_servers_take_no_more_memory_than_sixteen() {
+    let mut rig = Rig::server();
+    for n in 0..1000_u32 {
+        let [.., a, b] = n.to_be_bytes();
+        let packet = foreign([10, 1, a, b], [10, 0, 0, 180], &[]);
+        rig.service.overhear(&packet.bytes, SELF, rig.now);
+    }
+    assert_eq!(rig.service.neighbours().len(), 16);
 }

@@ -88,7 +88,11 @@ fn a_proxy_only_adds_boot_options_and_only_for_known_boot_roms() {
         (select(1, [10, 0, 0, 100]), "ignore not_pxe"),
         (Packet::new(1, 200, IPXE), "ignore stranger"),
         (Packet::new(3, 1, IPXE), "ignore not_for_proxy; tell Dhcp"),
-        (Packet::new(1, 1, &[(60, b"PXEClient"), (93, &[0, 7])]), "ignore no_boot_file; tell Dhcp"),
+        (
+            Packet::new(1, 1, &[(60, b"PXEClient"), (93, &[0, 11])]),
+            "ignore no_boot_file; tell Dhcp; hint NoLoader { architecture: Some(11) }",
+        ),
+        (Packet::new(1, 2, &[(60, b"PXEClient"), (93, &[0, 11])]), "ignore no_boot_file; tell Dhcp"),
     ] {
         assert_eq!(rig.text(&packet), expected);
     }
@@ -128,7 +132,11 @@ fn a_relayed_packet_is_answered_to_its_relay_with_option_82_last() {
         assert_eq!(&options[end - 6..end], [82, 4, 1, 2, 7, 8]);
         assert_eq!(rig.text(&packet.at(3, &[17])), "ignore too_many_hops");
     }
-    assert_eq!(Rig::server().text(&discover(1).giaddr([192, 168, 0, 1])), "ignore other_subnet");
+    let mut rig = Rig::server();
+    assert_eq!(rig.text(&discover(1).giaddr([10, 9, 0, 250])), "ignore other_subnet");
+    let forged = discover(1).giaddr([10, 0, 0, 66]);
+    assert_eq!(rig.text(&forged), "ignore unknown_relay; hint UnknownRelay { relay: 10.0.0.66 }");
+    assert_eq!(rig.text(&forged), "ignore unknown_relay", "a person is told once");
 }
 
 #[test]
