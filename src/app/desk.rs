@@ -24,6 +24,7 @@ use crate::{
     },
     clock::Clock,
     config::{Config, ProfileKind},
+    dhcp::server::Board,
     provision::{
         Event,
         capacity::Wish,
@@ -81,6 +82,8 @@ pub struct Desk {
     pub urls: Option<Urls>,
     /// The time.
     pub clock: Arc<dyn Clock>,
+    /// DHCP, by interface.
+    pub dhcp: Vec<Board>,
 }
 
 impl Desk {
@@ -95,6 +98,7 @@ impl Desk {
             jobs: self.executor.live().iter().filter(|job| !job.state.is_terminal()).count(),
             machines,
             pools_away: self.known.problems().into_iter().filter_map(away).collect(),
+            dhcp: self.dhcp.iter().map(Board::read).collect(),
         }
     }
 

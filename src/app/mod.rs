@@ -185,6 +185,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
     };
     let listeners = listeners::bind(&config, &shared).await?;
     let urls = listeners.urls();
+    let dhcp = listeners.dhcp_boards();
     let addresses = listeners.addresses(admin.path());
     write_addresses(&config, &addresses)?;
     offer.open(urls.clone());
@@ -199,6 +200,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
         templates,
         urls,
         clock: Arc::clone(&clock),
+        dhcp,
     });
     let mut parts = Running { tasks: JoinSet::new(), stop };
     parts.listeners(listeners);

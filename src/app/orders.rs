@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::selection::Unresolved;
-use crate::provision::job::Resolution;
+use crate::{dhcp::server::Status, provision::job::Resolution};
 
 /// `POST /v1/plan` and `POST /v1/jobs`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -275,4 +275,7 @@ pub struct Health {
     pub machines: usize,
     /// Pools that do not answer.
     pub pools_away: Vec<PoolAway>,
+    /// DHCP, by interface: other servers that were heard, pools that are nearly full.
+    #[serde(default)]
+    pub dhcp: Vec<Status>,
 }

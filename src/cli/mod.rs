@@ -6,6 +6,7 @@ mod check;
 mod create;
 pub mod demo;
 mod deploy;
+mod dhcp;
 mod jobs;
 pub mod lab;
 mod link;
@@ -52,6 +53,9 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Look whether everything is in place: configuration, files, ports, pools. Changes nothing.
     Check(check::CheckArgs),
+    /// Print what another DHCP server needs to send machines to us.
+    #[command(subcommand)]
+    Dhcp(dhcp::DhcpCommand),
     /// Trust a pool's certificate for the first time, or forget which pool a name was.
     #[command(subcommand)]
     Pool(pool::PoolCommand),
@@ -175,6 +179,7 @@ async fn run(cli: Cli) -> Answer {
     match cli.command {
         Command::Serve(args) => serve::run(&args, &config).await,
         Command::Check(args) => check::run(&args, &config).await,
+        Command::Dhcp(command) => dhcp::run(&command, &config),
         Command::Pool(command) => pool::run(&command, &config).await,
         Command::Vm(command) => vm::run(&command, &config).await,
         Command::Deploy(args) => deploy::run(&args, &config).await,

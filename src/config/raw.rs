@@ -76,19 +76,37 @@ section! {
         server_port: u16,
         client_port: u16,
         proxy_port: u16,
+        relays: Vec<At<Ipv4Addr>>,
+        loaders: Named<String>,
+        pxelinux: RawPxelinux,
         server: RawLeases,
+        relayed: Vec<At<RawLeases>>,
     }
 }
 
 section! {
-    /// `[dhcp.server]`.
+    /// `[dhcp.pxelinux]`.
+    RawPxelinux {
+        config_file: String,
+        path_prefix: String,
+        reboot_time: Duration,
+    }
+}
+
+section! {
+    /// `[dhcp.server]`, and `[[dhcp.relayed]]` for networks behind relays.
     RawLeases {
         range: Vec<At<Ipv4Addr>>,
         netmask: Ipv4Addr,
         router: Ipv4Addr,
         dns: Vec<At<Ipv4Addr>>,
+        domain: String,
+        ntp: Vec<At<Ipv4Addr>>,
+        mtu: u16,
+        options: Named<OptionBytes>,
         lease: Duration,
         lease_to_strangers: bool,
+        keep_for_jobs: u32,
         reservations: Named<Ipv4Addr>,
     }
 }
@@ -252,6 +270,43 @@ impl Scalar for Pin {
     }
 }
 
+/// The value of a DHCP option, by the form that it is written in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct OptionBytes(pub(super) Vec<u8>);
+
+impl Scalar for OptionBytes {
+    const FORM: &str = "the value of a DHCP option";
+    const EXAMPLE: &str = "\"text:…\", \"hex:0a0b…\", \"ip:10.0.0.2,10.0.0.3\", \"u8:1\", \"u16:1500\" or \"u32:60\"";
+
+    fn scan(text: &str) -> Option<Self> {
+        let (form, value) = text.split_once(':')?;
+        let bytes = match form {
+            "text" => value.as_bytes().to_vec(),
+            "hex" => hex(value)?,
+            "ip" => {
+                let addresses = value.split(',').map(|address| address.trim().parse::<Ipv4Addr>().ok());
+                addresses.collect::<Option<Vec<_>>>()?.iter().flat_map(Ipv4Addr::octets).collect()
+            }
+            "u8" => vec![value.parse::<u8>().ok()?],
+            "u16" => value.parse::<u16>().ok()?.to_be_bytes().to_vec(),
+            "u32" => value.parse::<u32>().ok()?.to_be_bytes().to_vec(),
+            _ => return None,
+        };
+        // RFC 2132: no option that an operator would write has an empty value, and longer ones would be split.
+        (1..=usize::from(u8::MAX)).contains(&bytes.len()).then_some(Self(bytes))
+    }
+}
+
+/// Bytes in hex, with or without colons between them.
+fn hex(text: &str) -> Option<Vec<u8>> {
+    let digits: Vec<u8> = text.bytes().filter(|byte| *byte != b':').collect();
+    let byte = |pair: &[u8]| {
+        let pair = std::str::from_utf8(pair).ok().filter(|pair| pair.len() == 2)?;
+        pair.bytes().all(|digit| digit.is_ascii_hexdigit()).then(|| u8::from_str_radix(pair, 16).ok())?
+    };
+    digits.chunks(2).map(byte).collect()
+}
+
 impl Scalar for String {
     const FORM: &str = "text";
     const EXAMPLE: &str = "\"…\"";
@@ -378,12 +433,13 @@ impl Scalar for EvidenceKind {
 mod tests {
     use super::*;
 
-    const SECTIONS: [(&str, &[&str]); 13] = [
+    const SECTIONS: [(&str, &[&str]); 14] = [
         ("", RawConfig::KEYS),
         ("[server]", RawServer::KEYS),
         ("[pool.", RawPool::KEYS),
         ("[[dhcp]]", RawDhcp::KEYS),
         ("[dhcp.server]", RawLeases::KEYS),
+        ("[dhcp.pxelinux]", RawPxelinux::KEYS),
         ("[tftp]", RawTftp::KEYS),
         ("[http]", RawHttp::KEYS),
         ("[admin]", RawAdmin::KEYS),
@@ -457,6 +513,29 @@ mod tests {
             ("udp:53", None),
         ] {
             assert_eq!(EvidenceKind::scan(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn option_values_are_read_by_the_form_that_they_name() {
+        for (text, bytes) in [
+            ("text:http://wpad/x", Some(&b"http://wpad/x"[..])),
+            ("hex:0a0B", Some(&[10, 11])),
+            ("hex:0a:0b:ff", Some(&[10, 11, 255])),
+            ("ip:10.0.0.1", Some(&[10, 0, 0, 1])),
+            ("ip:10.0.0.1, 10.0.0.2", Some(&[10, 0, 0, 1, 10, 0, 0, 2])),
+            ("u8:255", Some(&[255])),
+            ("u16:1500", Some(&[5, 220])),
+            ("u32:60", Some(&[0, 0, 0, 60])),
+            ("10.0.0.1", None),
+            ("text:", None),
+            ("hex:0", None),
+            ("hex:+1", None),
+            ("ip:10.0.0", None),
+            ("u8:256", None),
+            (&format!("text:{}", "x".repeat(256)), None),
+        ] {
+            assert_eq!(OptionBytes::scan(text).map(|option| option.0), bytes.map(<[u8]>::to_vec), "{text}");
         }
     }
 
