@@ -165,7 +165,8 @@ impl Wire {
             let to = info.map(|info| (address(info.ipi_addr), address(info.ipi_spec_dst)));
             let interface = info.map(|info| u32::try_from(info.ipi_ifindex).unwrap_or_default());
             // A request to all of a network is to be ignored (RFC 1123 §4.2.3.5).
-            let to_all = to.is_some_and(|(sent_to, own)| sent_to != own);
+            // What came before the kernel was asked for addresses has no own one.
+            let to_all = to.is_some_and(|(sent_to, own)| sent_to != own && !own.is_unspecified());
             let Some(peer) = peer.filter(|_| !to_all) else { continue };
             let local = to.filter(|_| self.any).map_or(Ipv4Addr::UNSPECIFIED, |(sent_to, _)| sent_to);
             let block_size = self.fitting(interface.unwrap_or_default(), now);
