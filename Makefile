@@ -4,13 +4,15 @@ CARGO ?= cargo
 ARGS ?=
 LAB ?= target/lab
 
-.PHONY: help build demo lab test test-full check-tools
+.PHONY: help build demo lab bench test test-full check-tools
 
 help:
 	@echo "make demo [ARGS=...]   the whole cycle on loopback; needs Rust and a C compiler, no root"
 	@echo "                       ARGS: --vms N, --seed S, --faults, --json"
 	@echo "make lab [ARGS=...]    the whole cycle in QEMU with real firmware, installer and pygrub; root, Debian"
 	@echo "                       ARGS: --vms N, --json"
+	@echo "make bench [ARGS=...]  beside dnsmasq, tftpd-hpa, atftpd, Kea and nginx: ratios, target/bench.json; root, Debian"
+	@echo "                       ARGS: --quick (2 minutes), --only tftp|http|dhcp|decode"
 	@echo "make test              format, clippy, unit and integration tests; a time for each group"
 	@echo "make test-full         make test, ten times as many walks, the demos, foreign XenAPI clients, the lab"
 	@echo "make build             target/debug/bootflip"
@@ -38,6 +40,11 @@ lab: check-tools
 	@tests/lab/prepare.sh $(LAB) 1>&2
 	@$(CARGO) build --locked 1>&2
 	@target/debug/bootflip lab --dir $(LAB) $(ARGS)
+
+bench: check-tools
+	@[ "$$(id -u)" = 0 ] || { echo "make bench needs root: it makes network namespaces"; exit 1; }
+	@benches/prepare.sh target/bench 1>&2
+	@$(CARGO) bench --locked --bench compare -- $(ARGS)
 
 test: check-tools
 	@tests/run.sh

@@ -101,6 +101,11 @@ impl Listeners {
         self.http.as_ref().map(|http| http.urls().clone())
     }
 
+    /// Where the status of DHCP can be read, for each interface.
+    pub(super) fn dhcp_boards(&self) -> Vec<dhcp::server::Board> {
+        self.dhcp.iter().map(|(_, server)| server.board()).collect()
+    }
+
     /// Where everything listens.
     pub(super) fn addresses(&self, admin: &Path) -> serde_json::Value {
         let dhcp = self.dhcp.iter().map(|(interface, server)| {

@@ -6,7 +6,7 @@ use super::orders::RenderKind;
 use crate::{
     boot::{
         ArmPhase, Armed,
-        render::{RenderError, Templates, Urls},
+        render::{RenderError, Templates, Urls, lint::Dialect},
     },
     config::{BootFiles, Config, MachineConfig, Profile},
     machine::MacAddr,
@@ -104,7 +104,7 @@ pub async fn render(
     let disk = disk(api, vm, wanted.map(String::as_str)).await?;
     let armed = sample(profile, files, variables(profile, machine), Target { vm, mac, disk });
     Ok(match kind {
-        RenderKind::Script => templates.ipxe_script(&armed, urls)?,
+        RenderKind::Script => templates.ipxe_script(&armed, urls, Dialect::Ipxe2012)?,
         RenderKind::Pxelinux => templates.pxelinux_config(&armed, urls)?,
         RenderKind::Args => templates.render_args(&armed, urls)? + "\n",
         RenderKind::Answer => templates

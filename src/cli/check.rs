@@ -10,11 +10,13 @@ use super::{Answer, Ended, Stop, link::Link, load, print, print_json};
 use crate::{
     app::{
         self, key, machines,
+        orders::Health,
         probe::{self, Probe},
         serving::{boot_file_problems, file_problem},
         templates,
     },
     config::Config,
+    dhcp::{Fullness, Neighbour, server::Status},
     xen::{
         CallError, Method,
         api::Api,
@@ -83,6 +85,7 @@ pub(super) async fn run(args: &CheckArgs, path: &Path) -> Answer {
     let templates = templates::load(config.template_dir.as_deref());
     findings.judge("templates", templates.map(|found| found.names().collect::<Vec<_>>().join(", ")));
     listeners(&config, &mut findings).await;
+    elsewhere(&config, &mut findings);
     pools(&config, &mut findings).await?;
     let bad = findings.0.iter().filter(|finding| finding.standing == Standing::Bad).count();
     if args.json {
@@ -164,14 +167,58 @@ fn boot_files(config: &Config, findings: &mut Findings) {
     }
 }
 
+/// Networks that somebody else's DHCP serves.
+fn elsewhere(config: &Config, findings: &mut Findings) {
+    if config.http.is_none() {
+        return;
+    }
+    let off = config.dhcp_off.iter().map(|off| format!("DHCP on {}", off.interface));
+    let none = config.dhcp.is_empty().then(|| "DHCP".to_owned()).filter(|_| config.dhcp_off.is_empty());
+    for what in off.chain(none) {
+        let text = "left to another server; `bootflip dhcp snippet` prints what points it to us";
+        findings.add(what, Standing::Good, text);
+    }
+}
+
 async fn listeners(config: &Config, findings: &mut Findings) {
-    if Link::new(&config.admin.socket).answers().await {
+    let link = Link::new(&config.admin.socket);
+    if link.answers().await {
         let text = format!("a server answers on {}; it has the ports", config.admin.socket.display());
         findings.add("ports", Standing::Note, text);
+        match link.get::<Health>("/v1/health").await {
+            Ok(health) => health.dhcp.iter().for_each(|status| dhcp(status, findings)),
+            Err(error) => findings.add("server", Standing::Bad, error.to_string()),
+        }
         return;
     }
     for Probe { what, result } in probe::listeners(config).await {
         findings.judge(what, result.map(|()| "free".to_owned()));
+    }
+}
+
+/// What the running server knows of one interface.
+fn dhcp(status: &Status, findings: &mut Findings) {
+    let what = format!("DHCP on {}", status.interface);
+    for Neighbour { server, leases, boots, in_the_way, .. } in &status.neighbours {
+        let does = match (leases, boots) {
+            (true, true) => "leases addresses and boots machines",
+            (true, false) => "leases addresses",
+            (false, _) => "boots machines",
+        };
+        if *in_the_way {
+            let text = format!("another server, {server}, {does} there: machines may follow it instead of us");
+            findings.add(&what, Standing::Note, text);
+        } else {
+            findings.add(&what, Standing::Good, format!("the server beside us, {server}, {does}"));
+        }
+    }
+    for Fullness { range: (first, last), taken, size, .. } in &status.nearly_full {
+        let text = format!("{taken} of the {size} addresses from {first} to {last} are taken; widen the range");
+        findings.add(&what, Standing::Note, text);
+    }
+    if !status.sends_frames && status.interface != "lo" {
+        let text = "clients without an address are answered by broadcast; CAP_NET_RAW lets us reach each alone";
+        findings.add(&what, Standing::Note, text);
     }
 }
 

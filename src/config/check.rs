@@ -2,9 +2,10 @@
 //! what the secret files hold is an argument.
 //!
 //! Invariant: a `Config` comes out only when nothing was noted. Each function notes what it finds, and goes on.
-//! Sections: `pool`, `services` (DHCP, HTTP, admin), `tftp`, `profile` (profiles and machines); this file has the
+//! Sections: `pool`, `dhcp`, `services` (HTTP, admin), `tftp`, `profile` (profiles and machines); this file has the
 //! rest, and what they share.
 
+mod dhcp;
 mod pool;
 mod profile;
 mod services;
@@ -85,6 +86,7 @@ impl Checker<'_> {
         let (server_name, state_dir) = self.server(raw.server.as_ref(), &file.spot);
         let pools = self.pools(raw.pool.as_ref(), &file.spot);
         let dhcp = self.dhcp(raw);
+        let dhcp_off = self.dhcp_off(raw);
         let tftp = raw.tftp.as_ref().and_then(|tftp| self.tftp(tftp, &state_dir));
         let boot_root = tftp.as_ref().map_or_else(|| state_dir.join(BOOT_ROOT), |tftp| tftp.root.clone());
         let http = raw.http.as_ref().and_then(|http| self.http(http, boot_root));
@@ -99,6 +101,7 @@ impl Checker<'_> {
             state_dir,
             pools,
             dhcp,
+            dhcp_off,
             tftp,
             http,
             admin,
@@ -128,6 +131,7 @@ impl Checker<'_> {
         let Some(At { value: raw, .. }) = limits else { return default };
         Limits {
             installs_per_pool: self.within(&raw.installs_per_pool, default.installs_per_pool, (1, 1000)),
+            installs_per_host: self.within(&raw.installs_per_host, default.installs_per_host, (1, 1000)),
             // Two are kept for restores, so there must be a third.
             calls_per_pool: self.within(&raw.calls_per_pool, default.calls_per_pool, (3, 64)),
         }
@@ -231,6 +235,12 @@ impl Bounded for u16 {
 }
 
 impl Bounded for u32 {
+    fn shown(self) -> String {
+        self.to_string()
+    }
+}
+
+impl Bounded for u16 {
     fn shown(self) -> String {
         self.to_string()
     }

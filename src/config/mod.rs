@@ -2,13 +2,14 @@
 //! turns one into the other and reports every problem at once. Reading and checking opens nothing but the file
 //! itself and the secret files it names (`load`).
 
+pub mod architecture;
 mod check;
 mod load;
 mod problem;
 mod raw;
 mod read;
 
-use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::Ipv4Addr, num::NonZeroU16, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +29,8 @@ pub struct Config {
     pub pools: BTreeMap<String, PoolConfig>,
     /// DHCP, per interface; empty: somebody else's DHCP and PXE serve.
     pub dhcp: Vec<DhcpInterface>,
+    /// Interfaces that the file names with `mode = "off"`.
+    pub dhcp_off: Vec<DhcpOff>,
     /// TFTP; `None`: off.
     pub tftp: Option<TftpConfig>,
     /// The boot HTTP listener; `None`: off.
@@ -93,6 +96,33 @@ pub struct DhcpInterface {
     pub client_port: u16,
     /// 4011 unless a test or the demo says otherwise (proxy mode).
     pub proxy_port: u16,
+    /// The relays (giaddr) whose packets are answered.
+    pub relays: Vec<Ipv4Addr>,
+    /// What a client of an architecture boots, by its code (option 93): a file of the TFTP server, or a URL. BIOS
+    /// (0) has `tftp.loader` where this says nothing.
+    pub loaders: BTreeMap<u16, String>,
+    /// What PXELINUX is told (RFC 5071).
+    pub pxelinux: Pxelinux,
+}
+
+/// An interface where somebody else's DHCP serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DhcpOff {
+    /// The device.
+    pub interface: String,
+    /// What that server should let clients boot, as in [`DhcpInterface::loaders`].
+    pub loaders: BTreeMap<u16, String>,
+}
+
+/// What PXELINUX is told beside its own search (RFC 5071).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pxelinux {
+    /// Option 209.
+    pub config_file: Option<String>,
+    /// Option 210.
+    pub path_prefix: Option<String>,
+    /// Option 211.
+    pub reboot_time: Option<Duration>,
 }
 
 /// What our DHCP does on an interface.
@@ -101,10 +131,19 @@ pub enum DhcpMode {
     /// Adds boot options beside an existing DHCP server; never leases.
     Proxy,
     /// Is the DHCP server.
-    Server(DhcpPool),
+    Server(DhcpServer),
 }
 
-/// The addresses of server mode.
+/// The networks of server mode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DhcpServer {
+    /// The interface's own network.
+    pub own: DhcpPool,
+    /// Networks behind relays, chosen by giaddr.
+    pub relayed: Vec<DhcpPool>,
+}
+
+/// The addresses of one network, and what its clients are told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DhcpPool {
     /// First and last address given to clients.
@@ -115,12 +154,22 @@ pub struct DhcpPool {
     pub router: Option<Ipv4Addr>,
     /// Option 6.
     pub dns: Vec<Ipv4Addr>,
+    /// Option 15.
+    pub domain: Option<String>,
+    /// Option 42.
+    pub ntp: Vec<Ipv4Addr>,
+    /// Option 26.
+    pub mtu: Option<u16>,
+    /// Any other options, by code, as they go over the wire; each 1 to 255 bytes.
+    pub options: BTreeMap<u8, Vec<u8>>,
     /// Option 51.
     pub lease: Duration,
     /// Fixed addresses.
     pub reservations: BTreeMap<MacAddr, Ipv4Addr>,
     /// Lease to MACs that no machine or reservation names.
     pub lease_to_strangers: bool,
+    /// How many addresses are left for machines that a job is about to install.
+    pub keep_for_jobs: u32,
 }
 
 /// TFTP.
@@ -264,6 +313,8 @@ pub enum EvidenceKind {
     Lease,
     /// An address from the guest agent (weak).
     Agent,
+    /// It accepts connections on this TCP port, at its lease's or its agent's address (weak).
+    Tcp(NonZeroU16),
     /// None is to be had (weak).
     None,
 }
@@ -286,13 +337,15 @@ pub struct MachineConfig {
 pub struct Limits {
     /// Installations at once per pool.
     pub installs_per_pool: u32,
+    /// Installations at once per host that may run them.
+    pub installs_per_host: u32,
     /// XenAPI calls at once per pool.
     pub calls_per_pool: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { installs_per_pool: 4, calls_per_pool: 8 }
+        Self { installs_per_pool: 4, installs_per_host: 4, calls_per_pool: 8 }
     }
 }
 

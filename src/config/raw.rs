@@ -76,19 +76,37 @@ section! {
         server_port: u16,
         client_port: u16,
         proxy_port: u16,
+        relays: Vec<At<Ipv4Addr>>,
+        loaders: Named<String>,
+        pxelinux: RawPxelinux,
         server: RawLeases,
+        relayed: Vec<At<RawLeases>>,
     }
 }
 
 section! {
-    /// `[dhcp.server]`.
+    /// `[dhcp.pxelinux]`.
+    RawPxelinux {
+        config_file: String,
+        path_prefix: String,
+        reboot_time: Duration,
+    }
+}
+
+section! {
+    /// `[dhcp.server]`, and `[[dhcp.relayed]]` for networks behind relays.
     RawLeases {
         range: Vec<At<Ipv4Addr>>,
         netmask: Ipv4Addr,
         router: Ipv4Addr,
         dns: Vec<At<Ipv4Addr>>,
+        domain: String,
+        ntp: Vec<At<Ipv4Addr>>,
+        mtu: u16,
+        options: Named<OptionBytes>,
         lease: Duration,
         lease_to_strangers: bool,
+        keep_for_jobs: u32,
         reservations: Named<Ipv4Addr>,
     }
 }
@@ -160,6 +178,7 @@ section! {
     /// `[limits]`.
     RawLimits {
         installs_per_pool: u32,
+        installs_per_host: u32,
         calls_per_pool: u32,
     }
 }
@@ -249,6 +268,43 @@ impl Scalar for Pin {
         let bytes: Vec<u8> = digits.chunks(2).map(byte).collect::<Option<_>>().filter(|_| hex)?;
         bytes.try_into().map(Self).ok()
     }
+}
+
+/// The value of a DHCP option, by the form that it is written in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct OptionBytes(pub(super) Vec<u8>);
+
+impl Scalar for OptionBytes {
+    const FORM: &str = "the value of a DHCP option";
+    const EXAMPLE: &str = "\"text:…\", \"hex:0a0b…\", \"ip:10.0.0.2,10.0.0.3\", \"u8:1\", \"u16:1500\" or \"u32:60\"";
+
+    fn scan(text: &str) -> Option<Self> {
+        let (form, value) = text.split_once(':')?;
+        let bytes = match form {
+            "text" => value.as_bytes().to_vec(),
+            "hex" => hex(value)?,
+            "ip" => {
+                let addresses = value.split(',').map(|address| address.trim().parse::<Ipv4Addr>().ok());
+                addresses.collect::<Option<Vec<_>>>()?.iter().flat_map(Ipv4Addr::octets).collect()
+            }
+            "u8" => vec![value.parse::<u8>().ok()?],
+            "u16" => value.parse::<u16>().ok()?.to_be_bytes().to_vec(),
+            "u32" => value.parse::<u32>().ok()?.to_be_bytes().to_vec(),
+            _ => return None,
+        };
+        // RFC 2132: no option that an operator would write has an empty value, and longer ones would be split.
+        (1..=usize::from(u8::MAX)).contains(&bytes.len()).then_some(Self(bytes))
+    }
+}
+
+/// Bytes in hex, with or without colons between them.
+fn hex(text: &str) -> Option<Vec<u8>> {
+    let digits: Vec<u8> = text.bytes().filter(|byte| *byte != b':').collect();
+    let byte = |pair: &[u8]| {
+        let pair = std::str::from_utf8(pair).ok().filter(|pair| pair.len() == 2)?;
+        pair.bytes().all(|digit| digit.is_ascii_hexdigit()).then(|| u8::from_str_radix(pair, 16).ok())?
+    };
+    digits.chunks(2).map(byte).collect()
 }
 
 impl Scalar for String {
@@ -358,23 +414,32 @@ words!(TftpEngine, "a TFTP engine", r#""own" or "async-tftp""#, {
     "async-tftp" => Self::AsyncTftp,
 });
 
-words!(EvidenceKind, "a kind of evidence", r#""report", "lease", "agent" or "none""#, {
-    "report" => Self::Report,
-    "lease" => Self::Lease,
-    "agent" => Self::Agent,
-    "none" => Self::None,
-});
+impl Scalar for EvidenceKind {
+    const FORM: &str = "a kind of evidence";
+    const EXAMPLE: &str = r#""report", "lease", "agent", "tcp:PORT" or "none""#;
+
+    fn scan(text: &str) -> Option<Self> {
+        match text {
+            "report" => Some(Self::Report),
+            "lease" => Some(Self::Lease),
+            "agent" => Some(Self::Agent),
+            "none" => Some(Self::None),
+            _ => text.strip_prefix("tcp:")?.parse().ok().map(Self::Tcp),
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const SECTIONS: [(&str, &[&str]); 13] = [
+    const SECTIONS: [(&str, &[&str]); 14] = [
         ("", RawConfig::KEYS),
         ("[server]", RawServer::KEYS),
         ("[pool.", RawPool::KEYS),
         ("[[dhcp]]", RawDhcp::KEYS),
         ("[dhcp.server]", RawLeases::KEYS),
+        ("[dhcp.pxelinux]", RawPxelinux::KEYS),
         ("[tftp]", RawTftp::KEYS),
         ("[http]", RawHttp::KEYS),
         ("[admin]", RawAdmin::KEYS),
@@ -430,6 +495,47 @@ mod tests {
             ("999999999999999999d", None),
         ] {
             assert_eq!(Duration::scan(text), millis.map(Duration::from_millis), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn evidence_by_tcp_names_a_port() {
+        let tcp = |port| std::num::NonZeroU16::new(port).map(EvidenceKind::Tcp);
+        for (text, expected) in [
+            ("tcp:22", tcp(22)),
+            ("tcp:65535", tcp(65_535)),
+            ("agent", Some(EvidenceKind::Agent)),
+            ("tcp", None),
+            ("tcp:", None),
+            ("tcp:0", None),
+            ("tcp:65536", None),
+            ("tcp:ssh", None),
+            ("udp:53", None),
+        ] {
+            assert_eq!(EvidenceKind::scan(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn option_values_are_read_by_the_form_that_they_name() {
+        for (text, bytes) in [
+            ("text:http://wpad/x", Some(&b"http://wpad/x"[..])),
+            ("hex:0a0B", Some(&[10, 11])),
+            ("hex:0a:0b:ff", Some(&[10, 11, 255])),
+            ("ip:10.0.0.1", Some(&[10, 0, 0, 1])),
+            ("ip:10.0.0.1, 10.0.0.2", Some(&[10, 0, 0, 1, 10, 0, 0, 2])),
+            ("u8:255", Some(&[255])),
+            ("u16:1500", Some(&[5, 220])),
+            ("u32:60", Some(&[0, 0, 0, 60])),
+            ("10.0.0.1", None),
+            ("text:", None),
+            ("hex:0", None),
+            ("hex:+1", None),
+            ("ip:10.0.0", None),
+            ("u8:256", None),
+            (&format!("text:{}", "x".repeat(256)), None),
+        ] {
+            assert_eq!(OptionBytes::scan(text).map(|option| option.0), bytes.map(<[u8]>::to_vec), "{text}");
         }
     }
 

@@ -3,13 +3,20 @@
 //! [`Service::handle`] is the core: it takes a parsed [`Request`], the boot gate's answer and the time, and returns
 //! what is to be done. Invariants: an ACK that names an address leaves only after the lease is durable for at least
 //! the time that it promises; in proxy mode nothing is ever leased or refused; a client that the gate does not know
-//! never gets boot options. `request` parses, `reply` encodes, `leases` keeps the addresses, `server` owns the
-//! sockets.
+//! never gets boot options. `request` parses (with `options`), `reply` encodes, `lessor` is server mode, `leases`
+//! keeps its addresses, `neighbours` and `attempts` notice what is wrong on the network, `frame` is what a client
+//! without an address is sent, `server` owns the sockets; `snippet` is for networks that somebody else serves.
 
+mod attempts;
+pub mod frame;
 mod leases;
+mod lessor;
+mod neighbours;
+mod options;
 mod reply;
 mod request;
 pub mod server;
+pub mod snippet;
 #[cfg(test)]
 mod tests;
 
@@ -21,15 +28,18 @@ use std::{
 use crate::{
     boot::{Answer, sink::Sign},
     clock::Timestamp,
-    config::{DhcpMode, DhcpPool},
-    machine::MacAddr,
+    config::{DhcpMode, Pxelinux, architecture},
 };
 
-pub use leases::Lease;
-use leases::{Book, Standing};
-use reply::{Boot, Draft};
+use attempts::Attempts;
+pub use attempts::Hint;
+pub use leases::{Fullness, Lease};
+use lessor::{Lessor, Served};
+pub use neighbours::Neighbour;
+use neighbours::{Neighbours, Overheard};
+use reply::{Boot, Draft, Manner};
 pub use reply::{Destination, Kind, Reply};
-pub use request::{Client, Message, Refusal, Request};
+pub use request::{Client, Message, Refusal, Request, Wanted};
 
 /// The DHCP server port (RFC 2131 §4.1); relays answer there too.
 pub const SERVER_PORT: u16 = 67;
@@ -44,10 +54,16 @@ pub struct Settings {
     pub address: Ipv4Addr,
     /// Proxy or server.
     pub mode: DhcpMode,
+    /// The relays (giaddr) that are answered.
+    pub relays: Vec<Ipv4Addr>,
     /// Base of the boot script's URL (`http://10.0.0.2:8080`); `None`: no boot HTTP.
     pub boot_url: Option<String>,
     /// The loader that BIOS ROMs get by TFTP, such as [`DEFAULT_LOADER`] or `pxelinux.0`; `None`: no TFTP.
     pub loader: Option<String>,
+    /// Loaders by architecture, over `loader`; URLs are for UEFI HTTP boot.
+    pub loaders: BTreeMap<u16, String>,
+    /// What PXELINUX is told.
+    pub pxelinux: Pxelinux,
 }
 
 /// What the shell is to do, in this order.
@@ -57,12 +73,18 @@ pub enum Action {
     Send(Reply),
     /// Make the lease durable, then call [`Service::committed`], or [`Service::not_committed`] when it failed.
     Commit(Lease),
-    /// Forget the lease of this MAC in the store.
-    Forget(MacAddr),
+    /// Forget the lease of this address in the store.
+    Forget(Ipv4Addr),
     /// Tell the sink that this machine gave a sign.
     Tell(Sign),
     /// The machine has this address from now on.
     Met(Ipv4Addr),
+    /// Show that something on the network looks wrong.
+    Hint(Hint),
+    /// Show that a pool is nearly full, or is no longer.
+    Fullness(Fullness),
+    /// Show another server, or what is new about it.
+    Neighbour(Neighbour),
     /// Nothing is done, and why.
     Ignore(Ignored),
 }
@@ -76,7 +98,7 @@ pub enum Ignored {
     NotPxe,
     /// Proxy mode answers DISCOVER on the DHCP port, REQUEST and INFORM on the boot server port.
     NotForProxy,
-    /// This client cannot be booted by us: UEFI firmware, or what it needs (HTTP, TFTP) is off.
+    /// This client cannot be booted by us: its architecture has no loader, or what it needs (HTTP, TFTP) is off.
     NoBootFile,
     /// The client took another server's offer.
     OtherServer,
@@ -86,8 +108,12 @@ pub enum Ignored {
     NoRecord,
     /// The lease is being written.
     Committing,
-    /// A relay of another subnet.
+    /// A relay that the configuration does not name.
+    UnknownRelay,
+    /// A relay of a subnet that has no addresses here.
     OtherSubnet,
+    /// Another server leases here, and the client does not name us.
+    NotOurs,
     /// Contradictory fields.
     Contradictory,
     /// The relayed packet has been through too many relays.
@@ -106,7 +132,9 @@ impl Ignored {
             Self::PoolExhausted => "pool_exhausted",
             Self::NoRecord => "no_record",
             Self::Committing => "committing",
+            Self::UnknownRelay => "unknown_relay",
             Self::OtherSubnet => "other_subnet",
+            Self::NotOurs => "not_ours",
             Self::Contradictory => "contradictory",
             Self::TooManyHops => "too_many_hops",
         }
@@ -116,40 +144,52 @@ impl Ignored {
 /// RFC 1542 §4.1.1: a packet with more hops is dropped.
 const HOPS_LIMIT: u8 = 16;
 
+/// How often an UEFI client is offered the boot without option 43 before it is tried the other way.
+const PLAIN_OFFERS: u32 = 1;
+
 /// One interface's DHCP service: the settings and, in server mode, the addresses.
 #[derive(Debug)]
 pub struct Service {
     address: Ipv4Addr,
     boot_url: Option<String>,
-    loader: Option<String>,
+    loaders: BTreeMap<u16, String>,
+    pxelinux: Vec<(u8, Vec<u8>)>,
+    relays: Vec<Ipv4Addr>,
     role: Role,
+    neighbours: Neighbours,
+    attempts: Attempts,
 }
 
 #[derive(Debug)]
 enum Role {
     Proxy,
-    Server(Box<Pool>),
-}
-
-#[derive(Debug)]
-struct Pool {
-    config: DhcpPool,
-    book: Book,
-    /// Answers that wait for their lease to be durable; the last request of a client counts.
-    waiting: BTreeMap<MacAddr, (Reply, Client)>,
+    Server(Box<Lessor>),
 }
 
 impl Service {
     /// A service; in server mode with the leases that the store holds (those outside its range are left alone).
     pub fn new(settings: Settings, leases: impl IntoIterator<Item = Lease>) -> Self {
-        let role = match settings.mode {
-            DhcpMode::Proxy => Role::Proxy,
-            DhcpMode::Server(config) => {
-                let book = Book::new(&config, settings.address, leases);
-                Role::Server(Box::new(Pool { config, book, waiting: BTreeMap::new() }))
+        let Settings { address, mode, relays, boot_url, loader, mut loaders, pxelinux } = settings;
+        if let (false, Some(loader)) = (loaders.contains_key(&architecture::BIOS), loader) {
+            loaders.insert(architecture::BIOS, loader);
+        }
+        let (role, is_proxy) = match mode {
+            DhcpMode::Proxy => (Role::Proxy, true),
+            DhcpMode::Server(server) => {
+                let leases: Vec<Lease> = leases.into_iter().collect();
+                (Role::Server(Box::new(Lessor::new(server, address, &leases))), false)
             }
         };
-        Self { address: settings.address, boot_url: settings.boot_url, loader: settings.loader, role }
+        Self {
+            address,
+            boot_url,
+            loaders,
+            pxelinux: reply::pxelinux_options(&pxelinux),
+            relays,
+            role,
+            neighbours: Neighbours::new(address, is_proxy),
+            attempts: Attempts::default(),
+        }
     }
 
     /// A packet on the DHCP port. `answer` is the gate's to `Ask::Netboot` for the packet's MAC.
@@ -157,27 +197,77 @@ impl Service {
         if request.hops > HOPS_LIMIT {
             return ignore(Ignored::TooManyHops);
         }
-        let boot = self.boot_for(request, answer);
+        if !request.giaddr.is_unspecified() && !self.relays.contains(&request.giaddr) {
+            let hint = self.attempts.once(Hint::UnknownRelay { relay: request.giaddr });
+            return with_hint(ignore(Ignored::UnknownRelay), hint);
+        }
+        let news = self.overhear_request(request, now);
+        let (discovers, hint) = self.attempt(request, answer, now);
+        let boot = self.boot_for(request, answer, discovers);
+        let missing = if boot.is_none() { self.missing_loader(request, answer) } else { None };
         let identity = self.address;
         let mut actions = match &mut self.role {
             Role::Proxy => proxy_offer(request, answer, boot, identity),
-            Role::Server(pool) => pool.handle(request, answer, &Served { identity, boot, now }),
+            Role::Server(lessor) => lessor.handle(request, answer, &Served { identity, boot, now }),
         };
-        let sign = netboot_sign(request, answer);
-        actions.extend(sign.map(Action::Tell));
-        actions
+        actions.extend(netboot_sign(request, answer).map(Action::Tell));
+        actions.extend(news.map(Action::Neighbour));
+        with_hint(with_hint(actions, hint), missing)
+    }
+
+    /// A reply that another server sent to the client port, from that address.
+    pub fn overhear(&mut self, bytes: &[u8], from: Ipv4Addr, now: Timestamp) -> Vec<Action> {
+        let news = Overheard::reply(bytes, from).and_then(|overheard| self.hear(overheard, now));
+        news.map(Action::Neighbour).into_iter().collect()
+    }
+
+    /// The other servers that were heard.
+    pub fn neighbours(&self) -> &[Neighbour] {
+        self.neighbours.all()
+    }
+
+    fn overhear_request(&mut self, request: &Request, now: Timestamp) -> Option<Neighbour> {
+        // Through a relay comes what clients of another network chose.
+        let chosen = request.server.filter(|_| request.giaddr.is_unspecified())?;
+        if request.message != Message::Request {
+            return None;
+        }
+        self.hear(Overheard::chosen(chosen), now)
+    }
+
+    fn hear(&mut self, overheard: Overheard, now: Timestamp) -> Option<Neighbour> {
+        let news = self.neighbours.hear(overheard, now);
+        if let Role::Server(lessor) = &mut self.role {
+            lessor.set_company(self.neighbours.lease(now));
+        }
+        news
+    }
+
+    /// The how-many-th DISCOVER in a row this is, of a boot ROM of a known machine.
+    fn attempt(&mut self, request: &Request, answer: &Answer, now: Timestamp) -> (u32, Option<Hint>) {
+        if !request.client.is_pxe() || !is_known(answer) {
+            return (0, None);
+        }
+        match request.message {
+            Message::Discover => self.attempts.discover(request.mac, request.seconds, now),
+            Message::Request | Message::Inform => {
+                self.attempts.request(request.mac);
+                (0, None)
+            }
+            Message::Decline | Message::Release => (0, None),
+        }
     }
 
     /// A packet on the boot server port 4011 (proxy mode; PXE specification 2.1 §2.2.1).
-    pub fn handle_boot_server(&self, request: &Request, answer: &Answer, from: SocketAddrV4) -> Vec<Action> {
+    pub fn handle_boot_server(&mut self, request: &Request, answer: &Answer, from: SocketAddrV4) -> Vec<Action> {
         if !matches!(request.message, Message::Request | Message::Inform) {
             return ignore(Ignored::NotForProxy);
         }
         if !request.client.is_pxe() {
             return ignore(Ignored::NotPxe);
         }
-        let Some(boot) = self.boot_for(request, answer) else {
-            return ignore(no_boot(answer));
+        let Some(boot) = self.boot_for(request, answer, 0) else {
+            return with_hint(ignore(no_boot(answer)), self.missing_loader(request, answer));
         };
         // To the source: XenServer's older iPXE takes no broadcast here (CA-247413).
         let draft = Draft::new(Kind::Ack, self.address).boot(boot).to(Destination::Unicast(from));
@@ -191,39 +281,79 @@ impl Service {
 
     /// The lease of [`Action::Commit`] is durable.
     pub fn committed(&mut self, lease: &Lease) -> Vec<Action> {
-        let Role::Server(pool) = &mut self.role else { return Vec::new() };
-        if !pool.book.written(lease.mac, lease.address, Some(lease.until)) {
-            return Vec::new(); // declined or replaced meanwhile
-        }
-        match pool.waiting.remove(&lease.mac) {
-            Some((reply, client)) => granted(reply, client, lease.address),
-            None => Vec::new(),
+        match &mut self.role {
+            Role::Proxy => Vec::new(),
+            Role::Server(lessor) => lessor.committed(lease),
         }
     }
 
     /// The lease of [`Action::Commit`] could not be stored: the client gets no answer and asks again.
     pub fn not_committed(&mut self, lease: &Lease) {
-        if let Role::Server(pool) = &mut self.role
-            && pool.book.written(lease.mac, lease.address, None)
-        {
-            pool.waiting.remove(&lease.mac);
+        match &mut self.role {
+            Role::Proxy => {}
+            Role::Server(lessor) => lessor.not_committed(lease),
         }
     }
 
     /// What a PXE client of a known machine boots. A machine that may not netboot gets the same: the script behind
     /// the URL says `exit`, and that is quicker than a ROM's time-out.
-    fn boot_for(&self, request: &Request, answer: &Answer) -> Option<Boot> {
-        let known = match answer {
-            Answer::Boot(_) | Answer::Refused(_) => true,
-            Answer::Unknown => false,
-        };
-        let file = match request.client {
-            Client::Ipxe => format!("{}/b/{}", self.boot_url.as_deref()?.trim_end_matches('/'), request.mac),
-            Client::BiosRom => self.loader.clone()?,
-            Client::Unsupported | Client::Plain => return None,
-        };
-        known.then_some(Boot { file, next_server: self.address })
+    fn boot_for(&self, request: &Request, answer: &Answer, discovers: u32) -> Option<Boot> {
+        if !is_known(answer) {
+            return None;
+        }
+        let next_server = self.address;
+        match request.client {
+            Client::Ipxe => {
+                let file = format!("{}/b/{}", self.boot_url.as_deref()?.trim_end_matches('/'), request.mac);
+                Some(Boot { file, next_server, manner: Manner::Direct, extra: Vec::new() })
+            }
+            Client::Rom => {
+                let (architecture, file) = self.loader_for(request, |file| !file.contains("://"))?;
+                let is_bios = architecture == architecture::BIOS;
+                let manner = if is_bios || discovers > PLAIN_OFFERS { Manner::Direct } else { Manner::Plain };
+                Some(Boot { file, next_server, manner, extra: self.pxelinux.clone() })
+            }
+            Client::HttpRom => {
+                let (_, file) = self.loader_for(request, |file| file.contains("://"))?;
+                Some(Boot { file, next_server, manner: Manner::Http, extra: Vec::new() })
+            }
+            Client::Plain => None,
+        }
     }
+
+    /// The first architecture of the client's list that has a fitting loader.
+    fn loader_for(&self, request: &Request, fits: impl Fn(&str) -> bool) -> Option<(u16, String)> {
+        let listed: &[u16] = match request.architectures.as_slice() {
+            [] => &[architecture::BIOS],
+            listed => listed,
+        };
+        let loader = |code: &u16| Some((*code, self.loaders.get(code).filter(|file| fits(file))?.clone()));
+        listed.iter().find_map(loader)
+    }
+
+    /// A known client that boots and has nothing to boot, once for each architecture.
+    fn missing_loader(&mut self, request: &Request, answer: &Answer) -> Option<Hint> {
+        if !request.client.is_pxe() || !is_known(answer) {
+            return None;
+        }
+        let architecture = match request.client {
+            Client::Ipxe | Client::Plain => None,
+            Client::Rom | Client::HttpRom => request.architectures.first().copied(),
+        };
+        self.attempts.once(Hint::NoLoader { architecture })
+    }
+}
+
+fn is_known(answer: &Answer) -> bool {
+    match answer {
+        Answer::Boot(_) | Answer::Refused(_) => true,
+        Answer::Unknown => false,
+    }
+}
+
+fn with_hint(mut actions: Vec<Action>, hint: Option<Hint>) -> Vec<Action> {
+    actions.extend(hint.map(Action::Hint));
+    actions
 }
 
 fn ignore(why: Ignored) -> Vec<Action> {
@@ -269,145 +399,6 @@ fn proxy_offer(request: &Request, answer: &Answer, boot: Option<Boot>, identity:
     let Some(boot) = boot else { return ignore(no_boot(answer)) };
     // The flag is forced: a client without an address drops unicast.
     let draft =
-        Draft::new(Kind::Offer, identity).boot(boot).broadcast().to(Destination::without_address(request));
+        Draft::new(Kind::Offer, identity).boot(boot).broadcast().to(Destination::to_all(request));
     vec![Action::Send(draft.encode(request))]
-}
-
-/// What the server side needs to answer one packet.
-struct Served {
-    identity: Ipv4Addr,
-    boot: Option<Boot>,
-    now: Timestamp,
-}
-
-impl Pool {
-    fn handle(&mut self, request: &Request, answer: &Answer, served: &Served) -> Vec<Action> {
-        if !request.giaddr.is_unspecified() && !self.on_subnet(request.giaddr, served.identity) {
-            return ignore(Ignored::OtherSubnet);
-        }
-        let Some(standing) = self.standing(request.mac, answer) else { return ignore(Ignored::Stranger) };
-        match request.message {
-            Message::Discover => self.discover(request, standing, served),
-            Message::Request => self.request(request, standing, served),
-            Message::Decline => {
-                let declined =
-                    request.requested.and_then(|at| self.book.decline(request.mac, at, served.now));
-                self.waiting.remove(&request.mac);
-                declined.map_or_else(|| ignore(Ignored::NoRecord), |()| vec![Action::Forget(request.mac)])
-            }
-            Message::Release => match self.book.release(request.mac, request.ciaddr) {
-                Some(()) => vec![Action::Forget(request.mac)],
-                None => ignore(Ignored::NoRecord),
-            },
-            Message::Inform => self.inform(request, served),
-        }
-    }
-
-    fn standing(&self, mac: MacAddr, answer: &Answer) -> Option<Standing> {
-        match answer {
-            Answer::Boot(_) | Answer::Refused(_) => Some(Standing::Known),
-            Answer::Unknown if self.config.reservations.contains_key(&mac) => Some(Standing::Known),
-            Answer::Unknown => self.config.lease_to_strangers.then_some(Standing::Stranger),
-        }
-    }
-
-    fn on_subnet(&self, address: Ipv4Addr, identity: Ipv4Addr) -> bool {
-        let mask = u32::from(self.config.netmask);
-        u32::from(address) & mask == u32::from(identity) & mask
-    }
-
-    fn discover(&mut self, request: &Request, standing: Standing, served: &Served) -> Vec<Action> {
-        match self.book.offer(request.mac, standing, request.requested, served.now) {
-            Some(address) => {
-                let draft = self.draft(Kind::Offer, request, served).address(address);
-                vec![Action::Send(draft.to(Destination::without_address(request)).encode(request))]
-            }
-            None => ignore(Ignored::PoolExhausted),
-        }
-    }
-
-    /// RFC 2131 §4.3.2: which of the four states the client is in shows in what it fills in.
-    fn request(&mut self, request: &Request, standing: Standing, served: &Served) -> Vec<Action> {
-        let identity = served.identity;
-        if let Some(server) = request.server {
-            if server != identity {
-                self.book.drop_offer(request.mac);
-                return ignore(Ignored::OtherServer);
-            }
-            // SELECTING. The offer may be from before a restart of ours: any free address of the pool will do.
-            let wanted = request.requested.unwrap_or(request.ciaddr);
-            return self.take(request, standing, wanted, served);
-        }
-        match request.requested {
-            // INIT-REBOOT.
-            Some(wanted) if request.ciaddr.is_unspecified() => match self.book.address_of(request.mac) {
-                Some(address) if address == wanted => self.take(request, standing, wanted, served),
-                Some(_) => self.refuse(request, served),
-                None if request.giaddr.is_unspecified() && !self.on_subnet(wanted, identity) => {
-                    self.refuse(request, served)
-                }
-                None => ignore(Ignored::NoRecord),
-            },
-            // RENEWING (unicast) or REBINDING (broadcast).
-            Some(_) | None if !request.ciaddr.is_unspecified() => {
-                self.take(request, standing, request.ciaddr, served)
-            }
-            Some(_) | None => ignore(Ignored::Contradictory),
-        }
-    }
-
-    fn take(&mut self, request: &Request, standing: Standing, at: Ipv4Addr, served: &Served) -> Vec<Action> {
-        if self.book.take(request.mac, standing, at, served.now) {
-            self.grant(request, at, served)
-        } else {
-            self.refuse(request, served)
-        }
-    }
-
-    /// Answers from memory where the durable lease lasts at least as long as the answer promises; else the answer
-    /// waits for the store.
-    fn grant(&mut self, request: &Request, address: Ipv4Addr, served: &Served) -> Vec<Action> {
-        let now = served.now;
-        let draft = self.draft(Kind::Ack, request, served).address(address);
-        let reply = draft.to(Destination::to_client(request)).encode(request);
-        // Stored for twice the promise, so that renewals go on through half a lease without a store.
-        let lease = Lease { mac: request.mac, address, until: now + self.config.lease * 2 };
-        let durable = self.book.durable_until(request.mac);
-        if durable >= now + self.config.lease {
-            let mut actions = granted(reply, request.client, address);
-            if durable < now + self.config.lease * 3 / 2 && self.book.start_writing(request.mac) {
-                actions.push(Action::Commit(lease));
-            }
-            return actions;
-        }
-        self.waiting.insert(request.mac, (reply, request.client));
-        if self.book.start_writing(request.mac) {
-            vec![Action::Commit(lease)]
-        } else {
-            ignore(Ignored::Committing)
-        }
-    }
-
-    fn refuse(&self, request: &Request, served: &Served) -> Vec<Action> {
-        let draft = Draft::new(Kind::Nak, served.identity).broadcast();
-        vec![Action::Send(draft.to(Destination::without_address(request)).encode(request))]
-    }
-
-    /// RFC 2131 §4.3.5: parameters only, no address and no lease time.
-    fn inform(&self, request: &Request, served: &Served) -> Vec<Action> {
-        let mut draft = Draft::new(Kind::Ack, served.identity).network(&self.config);
-        if let Some(boot) = served.boot.clone() {
-            draft = draft.boot(boot);
-        }
-        vec![Action::Send(draft.to(Destination::to_client(request)).encode(request))]
-    }
-
-    fn draft(&self, kind: Kind, request: &Request, served: &Served) -> Draft {
-        let draft = Draft::new(kind, served.identity).network(&self.config).lease(self.config.lease);
-        let draft = if request.broadcast { draft.broadcast() } else { draft };
-        match served.boot.clone() {
-            Some(boot) => draft.boot(boot),
-            None => draft,
-        }
-    }
 }

@@ -10,8 +10,14 @@ use dhcproto::{
     v4::{self, OptionCode, UnknownOption},
 };
 
-use super::request::{Request, code};
-use crate::config::DhcpPool;
+use super::{
+    options::code,
+    request::{Request, Wanted},
+};
+use crate::{
+    config::{DhcpPool, Pxelinux},
+    machine::MacAddr,
+};
 
 /// BOOTP packets have at least this size (RFC 951); some relays and ROMs drop shorter ones.
 const SMALLEST: usize = 300;
@@ -19,6 +25,7 @@ const SMALLEST: usize = 300;
 const FILE_LIMIT: usize = 127;
 const SERVER_NAME_LIMIT: usize = 63;
 const PXE_CLASS: &[u8] = b"PXEClient";
+const HTTP_CLASS: &[u8] = b"HTTPClient";
 /// PXE specification 2.1: discovery control; 8 = no discovery, boot the file of this packet.
 const DISCOVERY_CONTROL: [u8; 3] = [6, 1, 8];
 const BOOT_ITEM: [u8; 2] = [71, 4];
@@ -32,8 +39,19 @@ const DNS: u8 = 6;
 const LEASE_TIME: u8 = 51;
 const RENEWAL_TIME: u8 = 58;
 const REBINDING_TIME: u8 = 59;
-const TFTP_SERVER: u8 = 66;
-const BOOT_FILE: u8 = 67;
+const DOMAIN: u8 = 15;
+const MTU: u8 = 26;
+const NTP: u8 = 42;
+/// RFC 5859: TFTP servers as addresses.
+const TFTP_SERVER_ADDRESS: u8 = 150;
+/// RFC 5071.
+const PXELINUX_MAGIC: u8 = 208;
+const PXELINUX_MAGIC_VALUE: [u8; 4] = [0xf1, 0, 0x74, 0x7e];
+const PXELINUX_CONFIG: u8 = 209;
+const PXELINUX_PREFIX: u8 = 210;
+const PXELINUX_REBOOT: u8 = 211;
+/// Encapsulated in option 175, to an iPXE: do not wait for a ProxyDHCP server.
+const NO_PROXY: [u8; 3] = [0xb0, 1, 1];
 
 /// What kind of message we send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -72,6 +90,9 @@ pub enum Destination {
     Broadcast,
     /// To a client that has this address, at the client port.
     Client(Ipv4Addr),
+    /// To a network card whose system does not have this address yet, at the client port: in a frame of our own,
+    /// because no ARP would find it; by broadcast where we may not send frames.
+    Card(MacAddr, Ipv4Addr),
     /// To a relay, at the server port.
     Relay(Ipv4Addr),
     /// Back to where it came from.
@@ -79,17 +100,26 @@ pub enum Destination {
 }
 
 impl Destination {
-    /// For a client that has no address yet.
-    pub(super) fn without_address(request: &Request) -> Self {
+    /// For what every client must hear: refusals, and what a proxy says.
+    pub(super) fn to_all(request: &Request) -> Self {
         if request.giaddr.is_unspecified() { Self::Broadcast } else { Self::Relay(request.giaddr) }
     }
 
+    /// For a client that is about to have `address`, and that asks for broadcasts if it can hear nothing else.
+    pub(super) fn without_address(request: &Request, address: Ipv4Addr) -> Self {
+        if request.giaddr.is_unspecified() && !request.broadcast && !address.is_unspecified() {
+            Self::Card(request.mac, address)
+        } else {
+            Self::to_all(request)
+        }
+    }
+
     /// For an ACK: a client that says it has an address is reached there.
-    pub(super) fn to_client(request: &Request) -> Self {
+    pub(super) fn to_client(request: &Request, address: Ipv4Addr) -> Self {
         if request.giaddr.is_unspecified() && !request.ciaddr.is_unspecified() {
             Self::Client(request.ciaddr)
         } else {
-            Self::without_address(request)
+            Self::without_address(request, address)
         }
     }
 }
@@ -112,23 +142,88 @@ pub(super) struct Boot {
     pub(super) file: String,
     /// siaddr and option 66.
     pub(super) next_server: Ipv4Addr,
+    /// How this kind of client wants to be told.
+    pub(super) manner: Manner,
+    /// Options for the loader that the file is, behind everything that the client itself needs.
+    pub(super) extra: Vec<(u8, Vec<u8>)>,
+}
+
+/// How a boot is told to a kind of client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Manner {
+    /// A BIOS ROM, or iPXE: option 43 says to boot the file of this packet without a discovery.
+    Direct,
+    /// UEFI: many of its stacks mishandle option 43, and ask the boot server port when there is none.
+    Plain,
+    /// UEFI HTTP boot takes an offer with its own class only.
+    Http,
+}
+
+/// What PXELINUX reads from the packet that its ROM kept.
+pub(super) fn pxelinux_options(told: &Pxelinux) -> Vec<(u8, Vec<u8>)> {
+    let text = |code, text: &Option<String>| Some((code, text.as_ref()?.clone().into_bytes()));
+    let seconds = told.reboot_time.map(|time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX));
+    let options: Vec<_> = [
+        text(PXELINUX_CONFIG, &told.config_file),
+        text(PXELINUX_PREFIX, &told.path_prefix),
+        seconds.map(|seconds| (PXELINUX_REBOOT, seconds.to_be_bytes().to_vec())),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let magic = (!options.is_empty()).then(|| (PXELINUX_MAGIC, PXELINUX_MAGIC_VALUE.to_vec()));
+    magic.into_iter().chain(options).collect()
+}
+
+/// What clients of a network are told, as options: encoded once, not for every packet.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Parameters {
+    /// The netmask: nobody can do without.
+    mask: Vec<(u8, Vec<u8>)>,
+    /// Told to everybody.
+    usual: Vec<(u8, Vec<u8>)>,
+    /// Told to who asks for it, or does not say what it wants.
+    wished: Vec<(u8, Vec<u8>)>,
+}
+
+impl Parameters {
+    pub(super) fn of(pool: &DhcpPool) -> Self {
+        let addresses = |code, list: &[Ipv4Addr]| {
+            let bytes: Vec<u8> = list.iter().flat_map(Ipv4Addr::octets).collect();
+            (!bytes.is_empty()).then_some((code, bytes))
+        };
+        let router: Vec<Ipv4Addr> = pool.router.into_iter().collect();
+        let usual = [addresses(ROUTER, &router), addresses(DNS, &pool.dns)];
+        let own = [
+            pool.domain.clone().map(|domain| (DOMAIN, domain.into_bytes())),
+            pool.mtu.map(|mtu| (MTU, mtu.to_be_bytes().to_vec())),
+            addresses(NTP, &pool.ntp),
+        ];
+        let more = pool.options.iter().map(|(code, value)| (*code, value.clone()));
+        Self {
+            mask: vec![(SUBNET_MASK, pool.netmask.octets().to_vec())],
+            usual: usual.into_iter().flatten().collect(),
+            wished: own.into_iter().flatten().chain(more).collect(),
+        }
+    }
 }
 
 /// A reply in the making. Options are added in order of importance: when the client takes no packet that large,
 /// the last ones are left out.
 #[derive(Debug)]
-pub(super) struct Draft {
+pub(super) struct Draft<'a> {
     kind: Kind,
     identity: Ipv4Addr,
     to: Destination,
     address: Ipv4Addr,
     broadcast: bool,
     boot: Option<Boot>,
-    lease: Vec<(u8, Vec<u8>)>,
-    network: Vec<(u8, Vec<u8>)>,
+    lease: Option<u32>,
+    network: Option<&'a Parameters>,
+    alone: bool,
 }
 
-impl Draft {
+impl<'a> Draft<'a> {
     pub(super) const fn new(kind: Kind, identity: Ipv4Addr) -> Self {
         Self {
             kind,
@@ -137,8 +232,9 @@ impl Draft {
             address: Ipv4Addr::UNSPECIFIED,
             broadcast: false,
             boot: None,
-            lease: Vec::new(),
-            network: Vec::new(),
+            lease: None,
+            network: None,
+            alone: false,
         }
     }
 
@@ -162,22 +258,19 @@ impl Draft {
         self
     }
 
-    /// RFC 2131 §4.4.5: T1 is half of the lease, T2 seven eighths.
-    pub(super) fn lease(mut self, lease: Duration) -> Self {
-        let seconds = u32::try_from(lease.as_secs()).unwrap_or(u32::MAX);
-        let rebinding = u32::try_from(u64::from(seconds) * 7 / 8).unwrap_or(u32::MAX);
-        self.lease = [(LEASE_TIME, seconds), (RENEWAL_TIME, seconds / 2), (REBINDING_TIME, rebinding)]
-            .map(|(code, value)| (code, value.to_be_bytes().to_vec()))
-            .to_vec();
+    /// No proxy adds anything to what we say.
+    pub(super) fn alone(mut self) -> Self {
+        self.alone = true;
         self
     }
 
-    pub(super) fn network(mut self, pool: &DhcpPool) -> Self {
-        self.network.push((SUBNET_MASK, pool.netmask.octets().to_vec()));
-        self.network.extend(pool.router.map(|router| (ROUTER, router.octets().to_vec())));
-        if !pool.dns.is_empty() {
-            self.network.push((DNS, pool.dns.iter().flat_map(Ipv4Addr::octets).collect()));
-        }
+    pub(super) fn lease(mut self, lease: Duration) -> Self {
+        self.lease = Some(u32::try_from(lease.as_secs()).unwrap_or(u32::MAX));
+        self
+    }
+
+    pub(super) const fn network(mut self, parameters: &'a Parameters) -> Self {
+        self.network = Some(parameters);
         self
     }
 
@@ -197,38 +290,64 @@ impl Draft {
 
     /// The options, the most important first.
     fn options(&self, request: &Request) -> Vec<(u8, Vec<u8>)> {
-        let mut options = vec![
-            (code::MESSAGE_TYPE, vec![self.kind.option()]),
-            (code::SERVER_IDENTIFIER, self.identity.octets().to_vec()),
-        ];
+        let mut options = Vec::with_capacity(24);
+        options.push((code::MESSAGE_TYPE, vec![self.kind.option()]));
+        options.push((code::SERVER_IDENTIFIER, self.identity.octets().to_vec()));
         debug_assert_eq!(options.len(), ALWAYS);
         options.extend(request.relay_agent.clone().map(|agent| (code::RELAY_AGENT, agent)));
-        options.extend(self.lease.iter().take(1).cloned());
-        options.extend(self.network.iter().take(1).cloned());
+        let seconds = |code, seconds: u32| (code, seconds.to_be_bytes().to_vec());
+        options.extend(self.lease.map(|lease| seconds(LEASE_TIME, lease)));
+        let network = self.network;
+        options.extend(network.iter().flat_map(|network| network.mask.iter().cloned()));
         if let Some(boot) = &self.boot {
-            // Without option 60 a ROM takes no boot file from a proxy (PXE specification 2.1 §2.2.3).
-            if request.vendor_class {
-                options.push((code::VENDOR_CLASS, PXE_CLASS.to_vec()));
-            }
-            let mut vendor = DISCOVERY_CONTROL.to_vec();
-            if let Some(item) = request.boot_item {
-                vendor.extend(BOOT_ITEM);
-                vendor.extend(item);
-            }
-            vendor.push(END);
-            options.push((code::VENDOR_OPTIONS, vendor));
-            options.extend(request.machine_identifier.clone().map(|id| (code::MACHINE_IDENTIFIER, id)));
-            let mut file = boot.file.clone().into_bytes();
-            if !boot.file.contains("://") {
-                file.push(0); // some ROMs take the bytes after the option for more of the name
-            }
-            options.push((BOOT_FILE, file));
-            options.push((TFTP_SERVER, boot.next_server.to_string().into_bytes()));
+            self.boot_options(boot, request, &mut options);
         }
-        options.extend(self.network.iter().skip(1).cloned());
-        options.extend(self.lease.iter().skip(1).cloned());
+        let wished = |code| request.wanted.is_none_or(|wanted: Wanted| wanted.has(code));
+        options.extend(network.iter().flat_map(|network| network.usual.iter().cloned()));
+        let more = network.iter().flat_map(|network| &network.wished);
+        options.extend(more.filter(|(code, _)| wished(*code)).cloned());
+        // RFC 2131 §4.4.5: T1 is half of the lease, T2 seven eighths.
+        options.extend(self.lease.map(|lease| seconds(RENEWAL_TIME, lease / 2)));
+        options.extend(self.lease.map(|lease| seconds(REBINDING_TIME, lease - lease / 8)));
         options.extend(request.client_identifier.clone().map(|id| (code::CLIENT_IDENTIFIER, id)));
         options
+    }
+
+    fn boot_options(&self, boot: &Boot, request: &Request, options: &mut Vec<(u8, Vec<u8>)>) {
+        // Without option 60 a ROM takes no boot file from a proxy (PXE specification 2.1 §2.2.3).
+        if request.vendor_class {
+            let class = match boot.manner {
+                Manner::Direct | Manner::Plain => PXE_CLASS,
+                Manner::Http => HTTP_CLASS,
+            };
+            options.push((code::VENDOR_CLASS, class.to_vec()));
+        }
+        match boot.manner {
+            Manner::Direct => {
+                let mut vendor = DISCOVERY_CONTROL.to_vec();
+                if let Some(item) = request.boot_item {
+                    vendor.extend(BOOT_ITEM);
+                    vendor.extend(item);
+                }
+                vendor.push(END);
+                options.push((code::VENDOR_OPTIONS, vendor));
+            }
+            Manner::Plain | Manner::Http => {}
+        }
+        options.extend(request.machine_identifier.clone().map(|id| (code::MACHINE_IDENTIFIER, id)));
+        let mut file = boot.file.clone().into_bytes();
+        if !boot.file.contains("://") {
+            file.push(0); // some ROMs take the bytes after the option for more of the name
+        }
+        options.push((code::BOOT_FILE, file));
+        options.push((code::TFTP_SERVER, boot.next_server.to_string().into_bytes()));
+        if self.alone && request.speaks_ipxe {
+            options.push((code::IPXE, NO_PROXY.to_vec()));
+        }
+        if request.wanted.is_some_and(|wanted| wanted.has(TFTP_SERVER_ADDRESS)) {
+            options.push((TFTP_SERVER_ADDRESS, boot.next_server.octets().to_vec()));
+        }
+        options.extend(boot.extra.iter().cloned());
     }
 
     fn write(&self, request: &Request, options: &[(u8, Vec<u8>)]) -> Vec<u8> {
@@ -239,6 +358,7 @@ impl Draft {
         let mut message =
             v4::Message::new_with_id(request.xid, client, self.address, next, request.giaddr, &octets);
         message.set_opcode(v4::Opcode::BootReply);
+        message.set_hops(request.hops);
         let broadcast = self.broadcast || request.broadcast;
         message.set_flags(if broadcast {
             v4::Flags::default().set_broadcast()

@@ -1,22 +1,26 @@
-//! The DHCP shell: one socket per interface (and one for the boot server port in proxy mode), bound to its device.
+//! The DHCP shell: the sockets of one interface and the loop that answers what comes in there.
 //!
-//! Invariant: the loop that answers packets never waits for the store. Leases are written by a task of their own,
-//! many in one commit; an ACK that needs a new lease leaves when its commit has returned, and meanwhile every other
-//! client is served from memory.
+//! Invariant: the loop that answers packets never waits for the store or for a socket to send. Leases are written by
+//! a task of their own, many in one commit; an ACK that needs a new lease leaves when its commit has returned, and
+//! meanwhile every other client is served from memory. `sockets` has the sockets, `writing` that task.
+
+mod sockets;
+mod writing;
 
 use std::{
+    collections::BTreeMap,
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
-    sync::Arc,
+    net::{IpAddr, SocketAddr, SocketAddrV4},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use socket2::{Domain, Protocol, Socket, Type};
+use serde::{Deserialize, Serialize};
 use tokio::{net::UdpSocket, sync::mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{Action, Destination, Lease, Reply, Request, SERVER_PORT, Service, Settings};
+use super::{Action, Fullness, Neighbour, Reply, Request, Service, Settings};
 use crate::{
     boot::{
         Ask, Gate,
@@ -25,21 +29,22 @@ use crate::{
     clock::Clock,
     config::{DhcpInterface, DhcpMode},
     machine::MacAddr,
-    store::{Batch, Store, StoreError},
+    store::{Store, StoreError},
 };
+pub use sockets::Bound;
+use sockets::{PortError, Sockets};
+use writing::{OUTCOMES_WAITING, WRITES_WAITING, Write, Written};
 
-/// Where leases are in the store.
-const LEASES: &str = "leases/";
 /// The largest datagram that is looked at; Ethernet carries no larger DHCP message.
 const DATAGRAM_LIMIT: usize = 2048;
-/// Lease writes that may wait for the store; beyond it clients get no answer and ask again.
-const WRITES_WAITING: usize = 1024;
-/// Lease writes in one commit.
-const WRITES_TOGETHER: usize = 128;
+/// Packets that are taken in a row before outcomes of commits and the other sockets are looked at.
+const PACKETS_TOGETHER: usize = 64;
 /// How long the last writes may take at the end.
 const DRAIN: Duration = Duration::from_secs(5);
 /// After an error of a socket (its interface is down), so that the loop does not spin.
 const PAUSE: Duration = Duration::from_millis(200);
+/// How often it is looked whether the interface went away and came back.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// What a DHCP server needs of the rest of the program.
 #[derive(Debug, Clone)]
@@ -88,13 +93,34 @@ pub enum BindError {
     },
 }
 
-/// Where a server listens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bound {
-    /// The DHCP port.
-    pub server: SocketAddrV4,
-    /// The boot server port, in proxy mode.
-    pub proxy: Option<SocketAddrV4>,
+/// What a person should know of one interface's DHCP.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The device.
+    pub interface: String,
+    /// `proxy` or `server`.
+    pub mode: String,
+    /// Clients without an address are sent frames; `false`: broadcasts.
+    pub sends_frames: bool,
+    /// Other DHCP servers that were heard.
+    pub neighbours: Vec<Neighbour>,
+    /// Pools of which nine tenths are taken.
+    pub nearly_full: Vec<Fullness>,
+}
+
+/// The status of a server that runs.
+#[derive(Debug, Clone, Default)]
+pub struct Board(Arc<Mutex<Status>>);
+
+impl Board {
+    /// How it is now.
+    pub fn read(&self) -> Status {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn write(&self, change: impl FnOnce(&mut Status)) {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
 }
 
 /// A bound server of one interface.
@@ -103,66 +129,49 @@ pub struct Server {
     service: Service,
     shared: Shared,
     interface: DhcpInterface,
-    socket: UdpSocket,
-    proxy: Option<UdpSocket>,
+    sockets: Sockets,
     bound: Bound,
+    board: Board,
 }
 
 /// Binds the sockets of an interface and reads its leases.
 pub async fn bind(interface: DhcpInterface, boot: BootServices, shared: Shared) -> Result<Server, BindError> {
-    let (socket, server) = listen(&interface, interface.server_port)?;
-    let mut bound = Bound { server, proxy: None };
-    let (mut proxy, mut leases) = (None, Vec::new());
-    match interface.mode {
-        DhcpMode::Proxy => {
-            let (socket, address) = listen(&interface, interface.proxy_port)?;
-            bound.proxy = Some(address);
-            proxy = Some(socket);
-        }
-        DhcpMode::Server(_) => {
-            let read = read_leases(&*shared.store).await;
-            leases =
-                read.map_err(|source| BindError::Leases { interface: interface.interface.clone(), source })?;
-        }
-    }
+    let name = || interface.interface.clone();
+    let is_proxy = interface.mode == DhcpMode::Proxy;
+    let opened = Sockets::open(&interface, is_proxy);
+    let (sockets, bound) = opened
+        .map_err(|PortError { port, source }| BindError::Socket { interface: name(), port, source })?;
+    let leases = if is_proxy {
+        Vec::new()
+    } else {
+        let read = writing::read(&*shared.store).await;
+        read.map_err(|source| BindError::Leases { interface: name(), source })?
+    };
     let settings = Settings {
         address: interface.address,
         mode: interface.mode.clone(),
+        relays: interface.relays.clone(),
         boot_url: boot.url,
         loader: boot.loader,
+        loaders: interface.loaders.clone(),
+        pxelinux: interface.pxelinux.clone(),
     };
     let service = Service::new(settings, leases);
     info!(interface = %interface.interface, server = %bound.server, "DHCP listens");
-    Ok(Server { service, shared, interface, socket, proxy, bound })
+    let board = Board::default();
+    board.write(|status| {
+        status.interface = interface.interface.clone();
+        status.mode = if is_proxy { "proxy" } else { "server" }.to_owned();
+        status.sends_frames = sockets.sends_frames();
+    });
+    Ok(Server { service, shared, interface, sockets, bound, board })
 }
 
-fn listen(interface: &DhcpInterface, port: u16) -> Result<(UdpSocket, SocketAddrV4), BindError> {
-    let at = |source| BindError::Socket { interface: interface.interface.clone(), port, source };
-    let open = || -> io::Result<(UdpSocket, SocketAddrV4)> {
-        let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
-        socket.set_reuse_address(true)?;
-        socket.set_broadcast(true)?;
-        // Before bind, so that two interfaces can have port 67 each; unprivileged since Linux 5.7.
-        socket.bind_device(Some(interface.interface.as_bytes()))?;
-        socket.set_nonblocking(true)?;
-        socket.bind(&SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port).into())?;
-        let port = socket.local_addr()?.as_socket_ipv4().map_or(port, |bound| bound.port());
-        Ok((UdpSocket::from_std(socket.into())?, SocketAddrV4::new(interface.address, port)))
-    };
-    open().map_err(at)
-}
-
-async fn read_leases(store: &dyn Store) -> Result<Vec<Lease>, StoreError> {
-    let entries = store.list(LEASES).await?;
-    let mut leases = Vec::with_capacity(entries.len());
-    for entry in entries {
-        match serde_json::from_slice(&entry.value) {
-            Ok(lease) => leases.push(lease),
-            // A lease is no reason to stay down: the client keeps its address or gets another one.
-            Err(error) => warn!(key = %entry.key, %error, "a stored lease does not parse and is not used"),
-        }
-    }
-    Ok(leases)
+/// Which port a packet came to.
+#[derive(Debug, Clone, Copy)]
+enum Port {
+    Server,
+    Proxy,
 }
 
 impl Server {
@@ -171,36 +180,35 @@ impl Server {
         self.bound
     }
 
+    /// Where its status can be read while it runs.
+    pub fn board(&self) -> Board {
+        self.board.clone()
+    }
+
     /// Serves until `stop`; then the last lease writes get five seconds.
     pub async fn run(mut self, stop: CancellationToken) {
         let (writes, queue) = mpsc::channel(WRITES_WAITING);
-        let (outcomes, mut written) = mpsc::channel(WRITES_WAITING);
-        let mut writer = tokio::spawn(write_leases(Arc::clone(&self.shared.store), queue, outcomes));
-        let (mut packet, mut proxy_packet) = ([0; DATAGRAM_LIMIT], [0; DATAGRAM_LIMIT]);
+        let (outcomes, mut written) = mpsc::channel(OUTCOMES_WAITING);
+        let mut writer = tokio::spawn(writing::write(Arc::clone(&self.shared.store), queue, outcomes));
+        let mut overheard = Vec::new();
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            // In this order: ACKs that are due come before new work.
             tokio::select! {
+                biased;
                 () = stop.cancelled() => break,
-                Some((lease, stored)) = written.recv() => {
-                    let actions = if stored {
-                        self.service.committed(&lease)
-                    } else {
-                        self.service.not_committed(&lease);
-                        Vec::new()
-                    };
-                    self.act(actions, lease.mac, &writes).await;
-                }
-                received = self.socket.recv_from(&mut packet) => match received {
-                    Ok((length, from)) => {
-                        self.packet(packet.get(..length).unwrap_or_default(), from, &writes).await;
+                Some(outcome) = written.recv() => self.written(&outcome, &writes),
+                ready = self.sockets.server.readable() => self.read(ready, Port::Server, &writes).await,
+                ready = readable(self.sockets.proxy.as_ref()) => self.read(ready, Port::Proxy, &writes).await,
+                from = self.sockets.overhear(&mut overheard) => match from {
+                    Ok(from) => {
+                        let actions = self.service.overhear(&overheard, from, self.shared.clock.now());
+                        self.act(actions, None, &writes);
                     }
                     Err(error) => self.pause(&error).await,
                 },
-                received = receive(self.proxy.as_ref(), &mut proxy_packet) => match received {
-                    Ok((length, from)) => {
-                        self.proxy_packet(proxy_packet.get(..length).unwrap_or_default(), from, &writes).await;
-                    }
-                    Err(error) => self.pause(&error).await,
-                },
+                _ = look.tick() => self.reopen(),
             }
         }
         drop(writes);
@@ -216,43 +224,95 @@ impl Server {
         tokio::time::sleep(PAUSE).await;
     }
 
-    async fn packet(&mut self, bytes: &[u8], from: SocketAddr, writes: &mpsc::Sender<Write>) {
-        match Request::parse(bytes) {
-            Ok(request) => {
-                debug!(mac = %request.mac, xid = request.xid, message = ?request.message, client = ?request.client, peer = %from, "DHCP packet");
-                let answer = self.shared.gate.answer(Ask::Netboot { mac: request.mac });
-                let actions = self.service.handle(&request, &answer, self.shared.clock.now());
-                self.act(actions, request.mac, writes).await;
+    /// A device that was removed and made again is another one, and our sockets stay with the old one.
+    fn reopen(&mut self) {
+        if !self.sockets.is_stale() {
+            return;
+        }
+        let interface = DhcpInterface {
+            server_port: self.bound.server.port(),
+            proxy_port: self.bound.proxy.map_or(self.interface.proxy_port, |proxy| proxy.port()),
+            ..self.interface.clone()
+        };
+        match Sockets::open(&interface, self.bound.proxy.is_some()) {
+            Ok((sockets, _)) => {
+                info!(interface = %interface.interface, "the interface is a new one; DHCP listens there again");
+                self.board.write(|status| status.sends_frames = sockets.sends_frames());
+                self.sockets = sockets;
             }
-            Err(refusal) => debug!(peer = %from, refusal = refusal.label(), "not a DHCP request"),
+            Err(PortError { port, source }) => {
+                debug!(interface = %interface.interface, port, error = %source, "DHCP cannot listen yet");
+            }
         }
     }
 
-    async fn proxy_packet(&mut self, bytes: &[u8], from: SocketAddr, writes: &mpsc::Sender<Write>) {
-        let SocketAddr::V4(from) = from else { return };
-        match Request::parse(bytes) {
-            Ok(request) => {
-                let answer = self.shared.gate.answer(Ask::Netboot { mac: request.mac });
-                let actions = self.service.handle_boot_server(&request, &answer, from);
-                self.act(actions, request.mac, writes).await;
+    fn written(&mut self, outcome: &Written, writes: &mpsc::Sender<Write>) {
+        for lease in &outcome.leases {
+            if outcome.stored {
+                let actions = self.service.committed(lease);
+                self.act(actions, Some(lease.mac), writes);
+            } else {
+                self.service.not_committed(lease);
             }
-            Err(refusal) => debug!(peer = %from, refusal = refusal.label(), "not a boot server request"),
         }
     }
 
-    async fn act(&mut self, actions: Vec<Action>, mac: MacAddr, writes: &mpsc::Sender<Write>) {
+    /// Takes what waits at a port, up to a number.
+    async fn read(&mut self, ready: io::Result<()>, port: Port, writes: &mpsc::Sender<Write>) {
+        if let Err(error) = ready {
+            return self.pause(&error).await;
+        }
+        let mut packet = [0; DATAGRAM_LIMIT];
+        for _ in 0..PACKETS_TOGETHER {
+            let socket = match port {
+                Port::Server => Some(&self.sockets.server),
+                Port::Proxy => self.sockets.proxy.as_ref(),
+            };
+            let Some(socket) = socket else { return };
+            match socket.try_recv_from(&mut packet) {
+                Ok((length, SocketAddr::V4(from))) => {
+                    self.packet(packet.get(..length).unwrap_or_default(), port, from, writes);
+                }
+                Ok((_, SocketAddr::V6(_))) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => return self.pause(&error).await,
+            }
+        }
+    }
+
+    fn packet(&mut self, bytes: &[u8], port: Port, from: SocketAddrV4, writes: &mpsc::Sender<Write>) {
+        let request = match Request::parse(bytes) {
+            Ok(request) => request,
+            Err(refusal) => {
+                debug!(peer = %from, refusal = refusal.label(), "not a DHCP request");
+                return;
+            }
+        };
+        debug!(mac = %request.mac, xid = request.xid, message = ?request.message, client = ?request.client, ?port, peer = %from, "DHCP packet");
+        let answer = self.shared.gate.answer(Ask::Netboot { mac: request.mac });
+        let actions = match port {
+            Port::Server => self.service.handle(&request, &answer, self.shared.clock.now()),
+            Port::Proxy => self.service.handle_boot_server(&request, &answer, from),
+        };
+        self.act(actions, Some(request.mac), writes);
+    }
+
+    /// `mac`: the client that the actions are about, where they are about one.
+    fn act(&mut self, actions: Vec<Action>, mac: Option<MacAddr>, writes: &mpsc::Sender<Write>) {
+        let mac = mac.unwrap_or(super::frame::EVERYBODY);
+        let interface = &self.interface.interface;
         let mut address = None;
         for action in actions {
             match action {
-                Action::Send(reply) => self.send(&reply, mac).await,
+                Action::Send(reply) => send(&self.sockets, &reply, mac),
                 Action::Commit(lease) => {
                     if writes.try_send(Write::Put(lease)).is_err() {
                         debug!(%mac, "too many leases wait for the store; the client must ask again");
                         self.service.not_committed(&lease);
                     }
                 }
-                Action::Forget(mac) => {
-                    if writes.try_send(Write::Remove(mac)).is_err() {
+                Action::Forget(address) => {
+                    if writes.try_send(Write::Remove(address)).is_err() {
                         debug!(%mac, "too many leases wait for the store; this one stays in it until it ends");
                     }
                 }
@@ -261,87 +321,52 @@ impl Server {
                     address = Some(IpAddr::V4(met));
                     self.shared.gate.met(mac, IpAddr::V4(met));
                 }
+                Action::Hint(hint) => info!(%mac, %interface, "{hint}"),
+                Action::Fullness(fullness) => show_fullness(&self.board, interface, fullness),
+                Action::Neighbour(neighbour) => {
+                    let all = self.service.neighbours().to_vec();
+                    self.board.write(|status| status.neighbours = all);
+                    show_neighbour(interface, &neighbour);
+                }
                 Action::Ignore(why) => debug!(%mac, why = why.label(), "DHCP packet ignored"),
             }
         }
     }
+}
 
-    async fn send(&self, reply: &Reply, mac: MacAddr) {
-        let client_port = self.interface.client_port;
-        let to = match reply.to {
-            Destination::Broadcast => {
-                SocketAddrV4::new(broadcast_address(&self.interface.interface), client_port)
-            }
-            Destination::Client(address) => SocketAddrV4::new(address, client_port),
-            Destination::Relay(address) => SocketAddrV4::new(address, self.relay_port()),
-            Destination::Unicast(to) => to,
-        };
-        // The answer to the boot server port leaves from it: a client may look at the source port.
-        let from_proxy = matches!(reply.to, Destination::Unicast(_));
-        let socket = self.proxy.as_ref().filter(|_| from_proxy).unwrap_or(&self.socket);
-        match socket.send_to(&reply.bytes, to).await {
-            Ok(_) => debug!(%mac, kind = reply.kind.label(), %to, "DHCP reply"),
-            Err(error) => debug!(%mac, kind = reply.kind.label(), %to, %error, "DHCP reply not sent"),
-        }
-    }
-
-    /// Relays listen where servers do; a test's relay where the test's server does.
-    const fn relay_port(&self) -> u16 {
-        if self.interface.server_port == 0 { SERVER_PORT } else { self.interface.server_port }
+fn send(sockets: &Sockets, reply: &Reply, mac: MacAddr) {
+    match sockets.send(reply.to, &reply.bytes) {
+        Ok(()) => debug!(%mac, kind = reply.kind.label(), to = ?reply.to, "DHCP reply"),
+        Err(error) => debug!(%mac, kind = reply.kind.label(), to = ?reply.to, %error, "DHCP reply not sent"),
     }
 }
 
-/// The limited broadcast; on loopback its own, which leaves from 127.0.0.1 instead of a foreign interface's address.
-fn broadcast_address(interface: &str) -> Ipv4Addr {
-    if interface == "lo" { Ipv4Addr::new(127, 255, 255, 255) } else { Ipv4Addr::BROADCAST }
+fn show_fullness(board: &Board, interface: &str, fullness: Fullness) {
+    let Fullness { range: (first, last), taken, size, alarm } = fullness;
+    if alarm {
+        warn!(%interface, %first, %last, taken, size, "nine tenths of the addresses are taken: widen the range or shorten the lease");
+    } else {
+        info!(%interface, %first, %last, taken, size, "there are addresses again");
+    }
+    board.write(|status| {
+        let others = status.nearly_full.iter().filter(|other| other.range != fullness.range).copied();
+        let all: BTreeMap<_, _> = others.chain(alarm.then_some(fullness)).map(|full| (full.range, full)).collect();
+        status.nearly_full = all.into_values().collect();
+    });
 }
 
-async fn receive(socket: Option<&UdpSocket>, packet: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+fn show_neighbour(interface: &str, neighbour: &Neighbour) {
+    let Neighbour { server, leases, boots, in_the_way, since: _, last: _ } = neighbour;
+    if *in_the_way {
+        warn!(%interface, %server, leases, boots, "another DHCP server answers on this network: machines may boot from it instead");
+    } else {
+        info!(%interface, %server, leases, boots, "the DHCP server beside us");
+    }
+}
+
+async fn readable(socket: Option<&UdpSocket>) -> io::Result<()> {
     match socket {
-        Some(socket) => socket.recv_from(packet).await,
+        Some(socket) => socket.readable().await,
         None => std::future::pending().await,
     }
-}
-
-/// A change of the stored leases.
-#[derive(Debug, Clone, Copy)]
-enum Write {
-    Put(Lease),
-    Remove(MacAddr),
-}
-
-/// Writes leases in the order in which they were handed over, as many as wait in one commit.
-async fn write_leases(
-    store: Arc<dyn Store>,
-    mut queue: mpsc::Receiver<Write>,
-    outcomes: mpsc::Sender<(Lease, bool)>,
-) {
-    let mut together = Vec::new();
-    while queue.recv_many(&mut together, WRITES_TOGETHER).await > 0 {
-        let batch = together.iter().fold(Batch::new(), |batch, write| match write {
-            Write::Put(lease) => match serde_json::to_vec(lease) {
-                Ok(value) => batch.put(key(lease.mac), value),
-                Err(_) => batch, // a lease is two strings and a number
-            },
-            Write::Remove(mac) => batch.delete(key(*mac)),
-        });
-        let stored = match store.commit(batch).await {
-            Ok(_) => true,
-            Err(error) => {
-                warn!(%error, "leases could not be stored; new clients get no address until they can");
-                false
-            }
-        };
-        for write in together.drain(..) {
-            match write {
-                // The receiver is gone only when the server stops.
-                Write::Put(lease) => drop(outcomes.send((lease, stored)).await),
-                Write::Remove(_) => {}
-            }
-        }
-    }
-}
-
-fn key(mac: MacAddr) -> String {
-    format!("{LEASES}{mac}")
 }

@@ -7,8 +7,12 @@ use dhcproto::{
     v4::{self, DhcpOption, OptionCode},
 };
 
-use super::{request::code, *};
-use crate::boot::Machine;
+use super::{options::code, *};
+use crate::{
+    boot::Machine,
+    config::{DhcpPool, DhcpServer},
+    machine::MacAddr,
+};
 
 mod packets;
 
@@ -58,6 +62,10 @@ impl Packet {
         self
     }
 
+    fn with(self, options: &[(u8, &[u8])]) -> Self {
+        options.iter().fold(self, |packet, (code, data)| packet.option(*code, data))
+    }
+
     fn at(mut self, offset: usize, data: &[u8]) -> Self {
         self.bytes[offset..offset + data.len()].copy_from_slice(data);
         self
@@ -81,15 +89,38 @@ fn select(n: u8, address: [u8; 4]) -> Packet {
     Packet::new(3, n, &[(54, &SELF.octets()), (50, &address)])
 }
 
+fn server(own: DhcpPool) -> DhcpMode {
+    DhcpMode::Server(DhcpServer { own, relayed: vec![] })
+}
+
 fn pool(range: (u8, u8)) -> DhcpPool {
     DhcpPool {
         range: (Ipv4Addr::new(10, 0, 0, range.0), Ipv4Addr::new(10, 0, 0, range.1)),
         netmask: Ipv4Addr::new(255, 255, 255, 0),
         router: Some(Ipv4Addr::new(10, 0, 0, 254)),
         dns: vec![Ipv4Addr::new(10, 0, 0, 53)],
+        domain: None,
+        ntp: vec![],
+        mtu: None,
+        options: BTreeMap::new(),
         lease: LEASE,
         reservations: [(mac(9), Ipv4Addr::new(10, 0, 0, 9))].into(),
         lease_to_strangers: false,
+        keep_for_jobs: 0,
+    }
+}
+
+/// One relay, and loaders for BIOS, x64 and UEFI HTTP.
+fn settings(mode: DhcpMode) -> Settings {
+    let loaders = [(7, "ipxe.efi"), (9, "ipxe.efi"), (16, "http://10.0.0.1:8080/ipxe.efi")];
+    Settings {
+        address: SELF,
+        mode,
+        relays: vec![[10, 0, 0, 250].into(), [10, 9, 0, 250].into()],
+        boot_url: Some("http://10.0.0.1:8080".into()),
+        loader: Some(DEFAULT_LOADER.into()),
+        loaders: loaders.map(|(code, file)| (code, file.to_owned())).into(),
+        pxelinux: Pxelinux::default(),
     }
 }
 
@@ -102,18 +133,16 @@ struct Rig {
 
 impl Rig {
     fn new(mode: DhcpMode) -> Self {
-        let settings = Settings {
-            address: SELF,
-            mode,
-            boot_url: Some("http://10.0.0.1:8080".into()),
-            loader: Some(DEFAULT_LOADER.into()),
-        };
+        Self::with(settings(mode))
+    }
+
+    fn with(settings: Settings) -> Self {
         let now = Timestamp::from_millis(1_000_000);
         Self { service: Service::new(settings, []), now, store_answers: true }
     }
 
     fn server() -> Self {
-        Self::new(DhcpMode::Server(pool((100, 102))))
+        Self::new(server(pool((100, 102))))
     }
 
     fn proxy() -> Self {
@@ -169,8 +198,11 @@ impl Rig {
         all
     }
 
+    /// What comes of a packet; how full the pool is, is another matter.
     fn text(&mut self, packet: &Packet) -> String {
-        self.actions(packet).iter().map(describe).collect::<Vec<_>>().join("; ")
+        let actions = self.actions(packet);
+        let shown = actions.iter().filter(|action| !matches!(action, Action::Fullness(_)));
+        shown.map(describe).collect::<Vec<_>>().join("; ")
     }
 
     fn reply(&mut self, packet: &Packet) -> v4::Message {
@@ -208,15 +240,22 @@ fn describe(action: &Action) -> String {
             let to = match reply.to {
                 Destination::Broadcast => "broadcast".to_owned(),
                 Destination::Client(address) => address.to_string(),
+                Destination::Card(..) => "its card".to_owned(),
                 Destination::Relay(address) => format!("relay {address}"),
                 Destination::Unicast(to) => to.to_string(),
             };
             format!("{} {} to {to}", reply.kind.label(), decode(reply).yiaddr())
         }
         Action::Commit(lease) => format!("commit {} {}", lease.mac, lease.address),
-        Action::Forget(mac) => format!("forget {mac}"),
+        Action::Forget(address) => format!("forget {address}"),
         Action::Tell(sign) => format!("tell {sign:?}"),
         Action::Met(address) => format!("met {address}"),
+        Action::Hint(hint) => format!("hint {hint:?}"),
+        Action::Fullness(full) => format!("full {} of {} {}", full.taken, full.size, full.alarm),
+        Action::Neighbour(neighbour) => {
+            let Neighbour { server, leases, boots, in_the_way, .. } = neighbour;
+            format!("neighbour {server} leases {leases} boots {boots} in the way {in_the_way}")
+        }
         Action::Ignore(why) => format!("ignore {}", why.label()),
     }
 }
@@ -237,10 +276,10 @@ fn raw(message: &v4::Message, code: u8) -> Option<Vec<u8>> {
 #[test]
 fn a_lease_is_offered_committed_and_then_acknowledged() {
     let mut rig = Rig::server();
-    assert_eq!(rig.text(&discover(1)), "offer 10.0.0.100 to broadcast");
+    assert_eq!(rig.text(&discover(1)), "offer 10.0.0.100 to its card");
     assert_eq!(
         rig.text(&select(1, [10, 0, 0, 100])),
-        "commit 02:00:00:00:00:01 10.0.0.100; ack 10.0.0.100 to broadcast; met 10.0.0.100; tell Lease"
+        "commit 02:00:00:00:00:01 10.0.0.100; ack 10.0.0.100 to its card; met 10.0.0.100; tell Lease"
     );
     let ack = rig.reply(&select(1, [10, 0, 0, 100]));
     assert_eq!(ack.opts().get(OptionCode::AddressLeaseTime), Some(&DhcpOption::AddressLeaseTime(3600)));
@@ -265,8 +304,8 @@ fn nothing_is_acknowledged_before_the_store_has_it() {
     let request = select(1, [10, 0, 0, 100]);
     assert_eq!(rig.text(&request), "commit 02:00:00:00:00:01 10.0.0.100");
     assert_eq!(rig.text(&request), "ignore committing");
-    assert_eq!(rig.text(&discover(2)), "offer 10.0.0.101 to broadcast", "others are served meanwhile");
-    assert_eq!(rig.text(&discover(1)), "offer 10.0.0.100 to broadcast");
+    assert_eq!(rig.text(&discover(2)), "offer 10.0.0.101 to its card", "others are served meanwhile");
+    assert_eq!(rig.text(&discover(1)), "offer 10.0.0.100 to its card");
     // The answer is to the last request.
     rig.text(&request.clone().at(4, &[0, 0, 7, 7]));
     let lease = Lease { mac: mac(1), address: [10, 0, 0, 100].into(), until: rig.now + LEASE * 2 };
@@ -295,7 +334,7 @@ fn a_bound_client_is_acknowledged_from_memory() {
     let mut rig = Rig::server();
     rig.lease(1);
     rig.store_answers = false;
-    let again = "ack 10.0.0.100 to broadcast; met 10.0.0.100; tell Lease";
+    let again = "ack 10.0.0.100 to its card; met 10.0.0.100; tell Lease";
     assert_eq!(rig.text(&select(1, [10, 0, 0, 100])), again);
     // At T1 the store is written in the background, once, and the client does not wait for it.
     rig.wait(1801);
@@ -303,8 +342,12 @@ fn a_bound_client_is_acknowledged_from_memory() {
     let renewed = "ack 10.0.0.100 to 10.0.0.100; met 10.0.0.100; tell Lease";
     assert_eq!(rig.text(&renew), format!("{renewed}; commit 02:00:00:00:00:01 10.0.0.100"));
     assert_eq!(rig.text(&renew), renewed);
-    // With the store away for long, only what is durable is promised.
+    // With the store away for long, no more is promised than is durable, and in the end nothing.
     rig.wait(1900);
+    let short = rig.reply(&renew);
+    assert_eq!(short.opts().get(OptionCode::AddressLeaseTime), Some(&DhcpOption::AddressLeaseTime(3499)));
+    assert_eq!(short.opts().get(OptionCode::Renewal), Some(&DhcpOption::Renewal(1749)));
+    rig.wait(3490);
     assert_eq!(rig.text(&renew), "ignore committing");
 }
 
@@ -331,7 +374,7 @@ fn an_ended_lease_is_given_away_when_the_pool_is_full() {
     }
     assert_eq!(rig.text(&discover(4)), "ignore pool_exhausted");
     rig.wait(3 * 3600);
-    assert_eq!(rig.text(&discover(4)), "offer 10.0.0.102 to broadcast");
+    assert_eq!(rig.text(&discover(4)), "offer 10.0.0.102 to its card");
     assert_eq!(
         rig.text(&select(4, [10, 0, 0, 102])).split(';').next(),
         Some("commit 02:00:00:00:00:04 10.0.0.102")
@@ -348,7 +391,7 @@ fn strangers_get_nothing_unless_policy_says_so() {
     assert_eq!(rig.text(&Packet::new(3, 200, &[]).ciaddr([192, 168, 0, 7])), "ignore stranger");
     let mut open = pool((100, 102));
     open.lease_to_strangers = true;
-    let mut rig = Rig::new(DhcpMode::Server(open));
+    let mut rig = Rig::new(server(open));
     let offer = rig.reply(&Packet::new(1, 200, IPXE));
     assert_eq!(offer.yiaddr(), Ipv4Addr::new(10, 0, 0, 100));
     assert_eq!((offer.siaddr(), offer.fname()), (Ipv4Addr::UNSPECIFIED, None), "no boot options");
@@ -361,7 +404,7 @@ fn strangers_get_nothing_unless_policy_says_so() {
 fn random_macs_do_not_starve_a_known_machine() {
     let mut open = pool((100, 102));
     open.lease_to_strangers = true;
-    let mut rig = Rig::new(DhcpMode::Server(open));
+    let mut rig = Rig::new(server(open));
     for n in 200..=220 {
         rig.text(&discover(n));
     }
@@ -373,21 +416,21 @@ fn random_macs_do_not_starve_a_known_machine() {
 #[test]
 fn a_reservation_is_kept_for_its_mac() {
     let mut rig = Rig::server();
-    assert_eq!(rig.text(&discover(9)), "offer 10.0.0.9 to broadcast");
+    assert_eq!(rig.text(&discover(9)), "offer 10.0.0.9 to its card");
     assert_eq!(rig.text(&select(1, [10, 0, 0, 9])), "nak 0.0.0.0 to broadcast");
     let mut inside = pool((100, 102));
     inside.reservations.insert(mac(7), [10, 0, 0, 100].into());
-    let mut rig = Rig::new(DhcpMode::Server(inside));
-    assert_eq!(rig.text(&discover(1)), "offer 10.0.0.101 to broadcast");
-    assert_eq!(rig.text(&discover(7)), "offer 10.0.0.100 to broadcast");
+    let mut rig = Rig::new(server(inside));
+    assert_eq!(rig.text(&discover(1)), "offer 10.0.0.101 to its card");
+    assert_eq!(rig.text(&discover(7)), "offer 10.0.0.100 to its card");
 }
 
 #[test]
 fn our_own_and_special_addresses_are_never_leased() {
     let mut config = pool((0, 3));
     config.router = Some([10, 0, 0, 2].into());
-    let mut rig = Rig::new(DhcpMode::Server(config));
-    assert_eq!(rig.text(&discover(1)), "offer 10.0.0.3 to broadcast");
+    let mut rig = Rig::new(server(config));
+    assert_eq!(rig.text(&discover(1)), "offer 10.0.0.3 to its card");
     assert_eq!(rig.text(&discover(2)), "ignore pool_exhausted");
 }
 
@@ -399,7 +442,7 @@ fn a_request_is_judged_by_the_state_that_the_client_is_in() {
         ("selecting another server", with(&[(54, &other), (50, &[10, 0, 0, 100])]), "ignore other_server"),
         ("selecting what it was not offered", select(1, [10, 0, 0, 101]), "nak 0.0.0.0 to broadcast"),
         ("selecting what is not ours", select(1, other), "nak 0.0.0.0 to broadcast"),
-        ("init-reboot, right", with(&[(50, &[10, 0, 0, 100])]), "ack 10.0.0.100 to broadcast"),
+        ("init-reboot, right", with(&[(50, &[10, 0, 0, 100])]), "ack 10.0.0.100 to its card"),
         ("init-reboot, wrong", with(&[(50, &[10, 0, 0, 101])]), "nak 0.0.0.0 to broadcast"),
         ("init-reboot, other net", with(&[(50, &[192, 168, 0, 1])]), "nak 0.0.0.0 to broadcast"),
         ("renewing, right", with(&[]).ciaddr([10, 0, 0, 100]), "ack 10.0.0.100 to 10.0.0.100"),
@@ -425,11 +468,11 @@ fn a_request_is_judged_by_the_state_that_the_client_is_in() {
 
 #[test]
 fn the_offer_ends_when_another_server_is_chosen() {
-    let mut rig = Rig::new(DhcpMode::Server(pool((100, 100))));
+    let mut rig = Rig::new(server(pool((100, 100))));
     rig.text(&discover(1));
     assert_eq!(rig.text(&discover(2)), "ignore pool_exhausted");
     rig.text(&Packet::new(3, 1, &[(54, &[10, 0, 0, 77]), (50, &[10, 0, 0, 100])]));
-    assert_eq!(rig.text(&discover(2)), "offer 10.0.0.100 to broadcast");
+    assert_eq!(rig.text(&discover(2)), "offer 10.0.0.100 to its card");
 }
 
 #[test]
@@ -437,14 +480,14 @@ fn a_declined_address_rests_and_a_released_one_comes_back() {
     let mut rig = Rig::server();
     rig.lease(1);
     assert_eq!(rig.text(&Packet::new(4, 2, &[(50, &[10, 0, 0, 100])])), "ignore no_record", "not its own");
-    assert_eq!(rig.text(&Packet::new(4, 1, &[(50, &[10, 0, 0, 100])])), "forget 02:00:00:00:00:01");
-    assert_eq!(rig.text(&discover(1)), "offer 10.0.0.101 to broadcast");
+    assert_eq!(rig.text(&Packet::new(4, 1, &[(50, &[10, 0, 0, 100])])), "forget 10.0.0.100");
+    assert_eq!(rig.text(&discover(1)), "offer 10.0.0.101 to its card");
     rig.wait(601);
     rig.text(&discover(2));
-    assert_eq!(rig.text(&discover(3)), "offer 10.0.0.100 to broadcast");
+    assert_eq!(rig.text(&discover(3)), "offer 10.0.0.100 to its card");
     let address = rig.lease(1);
     assert_eq!(rig.text(&Packet::new(7, 1, &[]).ciaddr([10, 0, 0, 55])), "ignore no_record");
-    assert_eq!(rig.text(&Packet::new(7, 1, &[]).ciaddr(address.octets())), "forget 02:00:00:00:00:01");
+    assert_eq!(rig.text(&Packet::new(7, 1, &[]).ciaddr(address.octets())), format!("forget {address}"));
     assert_eq!(rig.reply(&discover(1)).yiaddr(), address);
 }
 
@@ -461,15 +504,153 @@ fn inform_gets_parameters_and_no_lease() {
 #[test]
 fn leases_of_the_store_hold_after_a_restart() {
     let until = Timestamp::from_millis(1_000_000) + LEASE * 2;
-    let settings =
-        Settings { address: SELF, mode: DhcpMode::Server(pool((100, 102))), boot_url: None, loader: None };
+    let settings = settings(server(pool((100, 102))));
     let lease = |n, last| Lease { mac: mac(n), address: [10, 0, 0, last].into(), until };
     let mut rig = Rig::server();
     rig.service = Service::new(settings, [lease(1, 101), lease(2, 101), lease(3, 200)]);
-    assert_eq!(rig.text(&discover(4)), "offer 10.0.0.100 to broadcast");
-    assert_eq!(rig.text(&discover(1)), "offer 10.0.0.101 to broadcast");
+    assert_eq!(rig.text(&discover(4)), "offer 10.0.0.100 to its card");
+    assert_eq!(rig.text(&discover(1)), "offer 10.0.0.101 to its card");
     let renewing = Packet::new(3, 1, &[]).ciaddr([10, 0, 0, 101]);
     assert_eq!(rig.text(&renewing), "ack 10.0.0.101 to 10.0.0.101; met 10.0.0.101; tell Lease");
     let text = serde_json::to_string(&lease(1, 101)).unwrap();
     assert_eq!(text, r#"{"mac":"02:00:00:00:00:01","address":"10.0.0.101","until":8200000}"#);
+}
+
+#[test]
+fn the_last_addresses_are_kept_for_machines_with_a_job() {
+    let mut small = pool((100, 103));
+    (small.keep_for_jobs, small.lease_to_strangers) = (1, true);
+    let mut rig = Rig::new(server(small));
+    for n in [50, 51, 200] {
+        rig.lease(n);
+    }
+    assert_eq!(rig.text(&discover(52)), "ignore pool_exhausted");
+    assert_eq!(rig.text(&select(52, [10, 0, 0, 103])), "nak 0.0.0.0 to broadcast");
+    assert_eq!(rig.lease(1), Ipv4Addr::new(10, 0, 0, 103));
+    // Who had an address long ago does not get it back at the cost of what is kept either.
+    rig.wait(3 * 3600);
+    for n in [1, 50, 51] {
+        rig.lease(n);
+    }
+    assert_eq!(rig.text(&discover(200)), "ignore pool_exhausted");
+    assert_eq!(rig.text(&discover(50)), "offer 10.0.0.100 to its card");
+}
+
+#[test]
+fn a_pool_that_is_nearly_full_is_told_once_and_again_when_there_is_room() {
+    let mut rig = Rig::new(server(pool((100, 109))));
+    let mut told = Vec::new();
+    let mut ask = |rig: &mut Rig, n: u8| {
+        let actions = rig.actions(&discover(n));
+        let full = actions.iter().filter(|action| matches!(action, Action::Fullness(_)));
+        told.extend(full.map(|action| format!("{n}: {}", describe(action))));
+    };
+    for n in 1..=10 {
+        if n == 9 {
+            continue; // has a reservation of its own
+        }
+        ask(&mut rig, n);
+    }
+    ask(&mut rig, 11);
+    rig.wait(61);
+    ask(&mut rig, 12);
+    assert_eq!(told, ["10: full 9 of 10 true", "12: full 1 of 10 false"]);
+}
+
+#[test]
+fn a_client_behind_a_relay_is_leased_an_address_of_its_own_network() {
+    let far = DhcpPool {
+        range: ([10, 9, 0, 10].into(), [10, 9, 0, 20].into()),
+        router: Some([10, 9, 0, 1].into()),
+        ..pool((100, 102))
+    };
+    let mut rig = Rig::new(DhcpMode::Server(DhcpServer { own: pool((100, 102)), relayed: vec![far] }));
+    let near = rig.lease(1);
+    let relay = [10, 9, 0, 250];
+    let offer = rig.reply(&discover(1).giaddr(relay));
+    assert_eq!(offer.yiaddr(), Ipv4Addr::new(10, 9, 0, 10));
+    assert_eq!(raw(&offer, 3), Some(vec![10, 9, 0, 1]));
+    let text = rig.text(&select(1, [10, 9, 0, 10]).giaddr(relay));
+    assert_eq!(
+        text,
+        "commit 02:00:00:00:00:01 10.9.0.10; ack 10.9.0.10 to relay 10.9.0.250; met 10.9.0.10; tell Lease; \
+         forget 10.0.0.100",
+        "{near} is free again: one card is in one network"
+    );
+    // It renews by unicast, past the relay.
+    let renewal = Packet::new(3, 1, &[]).ciaddr([10, 9, 0, 10]);
+    assert_eq!(rig.text(&renewal), "ack 10.9.0.10 to 10.9.0.10; met 10.9.0.10; tell Lease");
+    assert_eq!(rig.reply(&discover(2)).yiaddr(), near);
+}
+
+#[test]
+fn a_bad_relayed_request_is_refused_through_its_relay() {
+    let mut rig = Rig::server();
+    rig.lease(1);
+    let wrong = select(1, [10, 0, 0, 77]).giaddr([10, 0, 0, 250]);
+    assert_eq!(rig.text(&wrong), "nak 0.0.0.0 to relay 10.0.0.250");
+}
+
+#[test]
+fn with_the_store_away_offers_go_out_new_leases_wait_and_nobody_is_refused() {
+    let mut rig = Rig::server();
+    let old = rig.lease(1);
+    rig.store_answers = false;
+    for n in 2..=3 {
+        let offer = rig.reply(&discover(n)).yiaddr();
+        assert!(rig.text(&select(n, offer.octets())).starts_with("commit "));
+        for _ in 0..3 {
+            assert_eq!(rig.text(&select(n, offer.octets())), "ignore committing");
+        }
+    }
+    assert!(rig.text(&select(1, old.octets())).starts_with(&format!("ack {old} ")));
+}
+
+/// Another server's reply, as it is heard on the client port.
+fn foreign(server: [u8; 4], yiaddr: [u8; 4], options: &[(u8, &[u8])]) -> Packet {
+    Packet::new(2, 1, &[(54, &server)]).at(0, &[2]).at(16, &yiaddr).with(options)
+}
+
+#[test]
+fn another_server_is_told_once_for_what_it_does() {
+    let (one, two) = ([10, 0, 0, 66], [10, 0, 0, 67]);
+    let lease = |server| foreign(server, [10, 0, 0, 180], &[]);
+    let boots = |server| foreign(server, [0; 4], &[(60, b"PXEClient")]);
+    let hear = |rig: &mut Rig, packet: &Packet| {
+        let actions = rig.service.overhear(&packet.bytes, [10, 0, 0, 66].into(), rig.now);
+        actions.iter().map(describe).collect::<Vec<_>>().join("; ")
+    };
+    let mut server = Rig::server();
+    let bad = "neighbour 10.0.0.66 leases true boots false in the way true";
+    assert_eq!(hear(&mut server, &lease(one)), bad);
+    assert_eq!(hear(&mut server, &lease(one)), "");
+    assert_eq!(hear(&mut server, &lease(SELF.octets())), "", "what we say ourselves");
+    assert_eq!(hear(&mut server, &discover(1)), "", "a request is no reply");
+    assert_eq!(hear(&mut server, &lease(one).at(28, &[9; 6]).at(2, &[255])), "", "and nothing trusts its lengths");
+    let mut proxy = Rig::proxy();
+    for (packet, expected) in [
+        (lease(one), "neighbour 10.0.0.66 leases true boots false in the way false"),
+        (lease(two), "neighbour 10.0.0.67 leases true boots false in the way true"),
+        (boots(one), "neighbour 10.0.0.66 leases true boots true in the way true"),
+        (boots(one), ""),
+    ] {
+        assert_eq!(hear(&mut proxy, &packet), expected);
+    }
+    // Where replies are not heard, a client's choice is.
+    let mut deaf = Rig::server();
+    let chosen = Packet::new(3, 1, &[(54, &one), (50, &[10, 0, 0, 180])]);
+    assert_eq!(deaf.text(&chosen), format!("ignore other_server; {bad}"));
+    let status: Vec<Ipv4Addr> = proxy.service.neighbours().iter().map(|neighbour| neighbour.server).collect();
+    assert_eq!(status, [Ipv4Addr::from(one), Ipv4Addr::from(two)]);
+}
+
+#[test]
+fn a_thousand_forged_servers_take_no_more_memory_than_sixteen() {
+    let mut rig = Rig::server();
+    for n in 0..1000_u32 {
+        let [.., a, b] = n.to_be_bytes();
+        let packet = foreign([10, 1, a, b], [10, 0, 0, 180], &[]);
+        rig.service.overhear(&packet.bytes, SELF, rig.now);
+    }
+    assert_eq!(rig.service.neighbours().len(), 16);
 }

@@ -132,6 +132,7 @@ macro_rules! battery {
 battery! {
     a_loader_comes_whole_with_any_options,
     a_configuration_is_rendered_behind_the_gate,
+    a_configuration_has_every_name_of_pxelinux,
     kernel_and_initrd_come_by_token_until_the_gate_closes,
     a_changed_file_is_read_again,
     no_name_leads_out_of_the_root,
@@ -180,6 +181,19 @@ async fn a_configuration_is_rendered_behind_the_gate(engine: TftpEngine) {
     assert_eq!(rig.text("pxelinux.cfg/01-02-00-00-00-00-01").await, refusal);
     let signs = [(ARMED, Sign::Script), (IDLE, Sign::NetbootRefused), (ARMED, Sign::NetbootRefused)];
     assert_eq!(rig.scene.sink.signs(), signs);
+}
+
+/// Who asks without MAC or UUID is known by its address.
+async fn a_configuration_has_every_name_of_pxelinux(engine: TftpEngine) {
+    let rig = Rig::new(engine);
+    assert_eq!(rig.text("pxelinux.cfg/default").await, NOT_FOUND, "nobody has this address yet");
+    rig.scene.gate.met(ARMED, Ipv4Addr::LOCALHOST.into());
+    let armed = rig.text("pxelinux.cfg/01-02-00-00-00-00-01").await;
+    for name in ["7F000001", "7F00000", "7F", "7f0000", "default"] {
+        assert_eq!(rig.text(&format!("pxelinux.cfg/{name}")).await, armed, "{name}");
+    }
+    assert_eq!(rig.text("pxelinux.cfg/7F000002").await, NOT_FOUND);
+    assert_eq!(rig.text(&format!("pxelinux.cfg/{}", "1".repeat(36))).await, NOT_FOUND);
 }
 
 async fn kernel_and_initrd_come_by_token_until_the_gate_closes(engine: TftpEngine) {

@@ -23,27 +23,33 @@ fn ipxe_is_handed_the_script_url_and_a_rom_the_loader() {
 #[test]
 fn what_a_client_is_shows_in_its_capabilities() {
     let no_http: &[u8] = &[0x15, 1, 1, 0x21, 1, 1];
-    for (case, options, expected) in [
-        ("nothing", &[][..], Client::Plain),
-        ("Linux", &[(60, &b"Linux"[..])], Client::Plain),
-        ("bare PXEClient", &[(60, b"PXEClient")], Client::BiosRom),
-        ("architecture in the class", &[(60, b"PXEClient:Arch:00007:UNDI:003000")], Client::Unsupported),
-        ("UEFI x64", &[(60, b"PXEClient"), (93, &[0, 7])], Client::Unsupported),
-        ("a list, BIOS first", &[(60, b"PXEClient"), (93, &[0, 0, 0, 7])], Client::BiosRom),
-        ("UEFI HTTP", &[(60, b"HTTPClient:Arch:00016:UNDI:003001")], Client::Unsupported),
-        ("user class, raw", &[(77, b"iPXE")], Client::Ipxe),
-        ("user class, RFC 3004", &[(77, b"\x04iPXE")], Client::Ipxe),
-        ("gPXE", &[(77, b"gPXE")], Client::Ipxe),
-        ("option 175 alone", &[(175, &[0xb1, 5, 1, 0x80, 0x86, 0x10, 0x0e])], Client::Ipxe),
-        ("iPXE without HTTP", &[(60, b"PXEClient"), (77, b"iPXE"), (175, no_http)], Client::BiosRom),
+    let http_off: &[u8] = &[0x13, 1, 0, 0x21, 1, 1];
+    for (case, options, expected, architectures) in [
+        ("nothing", &[][..], Client::Plain, &[][..]),
+        ("Linux", &[(60, &b"Linux"[..])], Client::Plain, &[]),
+        ("bare PXEClient", &[(60, b"PXEClient")], Client::Rom, &[0]),
+        ("architecture in the class", &[(60, b"PXEClient:Arch:00007:UNDI:003000")], Client::Rom, &[7]),
+        ("UEFI x64", &[(60, b"PXEClient"), (93, &[0, 7])], Client::Rom, &[7]),
+        ("a list", &[(60, b"PXEClient"), (93, &[0, 11, 0, 7])], Client::Rom, &[11, 7]),
+        ("half a code", &[(60, b"PXEClient"), (93, &[0, 7, 0])], Client::Rom, &[7]),
+        ("UEFI HTTP", &[(60, b"HTTPClient:Arch:00016:UNDI:003001")], Client::HttpRom, &[16]),
+        ("user class, raw", &[(77, b"iPXE")], Client::Ipxe, &[]),
+        ("user class, RFC 3004", &[(77, b"\x04iPXE")], Client::Ipxe, &[]),
+        ("the second of two user classes", &[(77, b"\x03lab\x04iPXE")], Client::Ipxe, &[]),
+        ("a user class of another", &[(77, b"lab iPXE")], Client::Plain, &[]),
+        ("gPXE", &[(77, b"gPXE")], Client::Ipxe, &[]),
+        ("option 175 alone", &[(175, &[0xb1, 5, 1, 0x80, 0x86, 0x10, 0x0e])], Client::Ipxe, &[]),
+        ("iPXE without HTTP", &[(60, b"PXEClient"), (77, b"iPXE"), (175, no_http)], Client::Rom, &[0]),
+        ("iPXE with HTTP off", &[(60, b"PXEClient"), (77, b"iPXE"), (175, http_off)], Client::Rom, &[0]),
         (
             "UEFI iPXE",
             &[(60, b"PXEClient"), (93, &[0, 7]), (77, b"iPXE"), (175, &[0x13, 1, 1])],
             Client::Ipxe,
+            &[7],
         ),
     ] {
         let request = Request::parse(&Packet::new(1, 1, options).bytes).unwrap();
-        assert_eq!(request.client, expected, "{case}");
+        assert_eq!((request.client, request.architectures.as_slice()), (expected, architectures), "{case}");
     }
 }
 
@@ -51,20 +57,20 @@ fn what_a_client_is_shows_in_its_capabilities() {
 fn a_refused_machine_still_gets_its_lease_and_a_script_that_exits() {
     let mut rig = Rig::server();
     let packet = Packet::new(1, 50, IPXE);
-    assert_eq!(rig.text(&packet), "offer 10.0.0.100 to broadcast; tell NetbootRefused");
+    assert_eq!(rig.text(&packet), "offer 10.0.0.100 to its card; tell NetbootRefused");
     assert_eq!(field(rig.reply(&packet).fname()), "http://10.0.0.1:8080/b/02:00:00:00:00:32");
-    assert_eq!(rig.text(&discover(50)), "offer 10.0.0.100 to broadcast", "an operating system is no netboot");
+    assert_eq!(rig.text(&discover(50)), "offer 10.0.0.100 to its card", "an operating system is no netboot");
     assert_eq!(Rig::proxy().text(&packet), "offer 0.0.0.0 to broadcast; tell NetbootRefused");
 }
 
 #[test]
 fn signs_tell_boot_roms_from_systems() {
     let mut rig = Rig::server();
-    assert_eq!(rig.text(&Packet::new(1, 1, IPXE)), "offer 10.0.0.100 to broadcast; tell Dhcp");
+    assert_eq!(rig.text(&Packet::new(1, 1, IPXE)), "offer 10.0.0.100 to its card; tell Dhcp");
     let ack = rig.text(&Packet::new(3, 1, IPXE).option(54, &SELF.octets()).option(50, &[10, 0, 0, 100]));
     assert_eq!(
         ack,
-        "commit 02:00:00:00:00:01 10.0.0.100; ack 10.0.0.100 to broadcast; met 10.0.0.100; tell Dhcp"
+        "commit 02:00:00:00:00:01 10.0.0.100; ack 10.0.0.100 to its card; met 10.0.0.100; tell Dhcp"
     );
 }
 
@@ -82,7 +88,11 @@ fn a_proxy_only_adds_boot_options_and_only_for_known_boot_roms() {
         (select(1, [10, 0, 0, 100]), "ignore not_pxe"),
         (Packet::new(1, 200, IPXE), "ignore stranger"),
         (Packet::new(3, 1, IPXE), "ignore not_for_proxy; tell Dhcp"),
-        (Packet::new(1, 1, &[(60, b"PXEClient"), (93, &[0, 7])]), "ignore no_boot_file; tell Dhcp"),
+        (
+            Packet::new(1, 1, &[(60, b"PXEClient"), (93, &[0, 11])]),
+            "ignore no_boot_file; tell Dhcp; hint NoLoader { architecture: Some(11) }",
+        ),
+        (Packet::new(1, 2, &[(60, b"PXEClient"), (93, &[0, 11])]), "ignore no_boot_file; tell Dhcp"),
     ] {
         assert_eq!(rig.text(&packet), expected);
     }
@@ -90,9 +100,9 @@ fn a_proxy_only_adds_boot_options_and_only_for_known_boot_roms() {
 
 #[test]
 fn the_boot_server_port_answers_the_sender() {
-    let rig = Rig::proxy();
+    let mut rig = Rig::proxy();
     let from = SocketAddrV4::new([10, 0, 0, 60].into(), 4011);
-    let ask = |packet: &Packet| {
+    let mut ask = |packet: &Packet| {
         let request = Request::parse(&packet.bytes).unwrap();
         let actions = rig.service.handle_boot_server(&request, &Rig::gate(request.mac), from);
         (actions.iter().map(describe).collect::<Vec<_>>().join("; "), actions)
@@ -122,7 +132,11 @@ fn a_relayed_packet_is_answered_to_its_relay_with_option_82_last() {
         assert_eq!(&options[end - 6..end], [82, 4, 1, 2, 7, 8]);
         assert_eq!(rig.text(&packet.at(3, &[17])), "ignore too_many_hops");
     }
-    assert_eq!(Rig::server().text(&discover(1).giaddr([192, 168, 0, 1])), "ignore other_subnet");
+    let mut rig = Rig::server();
+    assert_eq!(rig.text(&discover(1).giaddr([10, 9, 0, 250])), "ignore other_subnet");
+    let forged = discover(1).giaddr([10, 0, 0, 66]);
+    assert_eq!(rig.text(&forged), "ignore unknown_relay; hint UnknownRelay { relay: 10.0.0.66 }");
+    assert_eq!(rig.text(&forged), "ignore unknown_relay", "a person is told once");
 }
 
 #[test]
@@ -143,7 +157,7 @@ fn replies_echo_what_they_must_and_have_the_right_size() {
 
 #[test]
 fn a_small_client_gets_the_important_options_only() {
-    let mut rig = Rig::new(DhcpMode::Server(DhcpPool { dns: vec![SELF; 60], ..pool((100, 102)) }));
+    let mut rig = Rig::new(server(DhcpPool { dns: vec![SELF; 60], ..pool((100, 102)) }));
     let identifier = [1; 200];
     for (maximum, limit) in [(&[0, 0][..], 548), (&[2, 64], 548), (&[5, 220], 1472), (&[255, 255], 1472)] {
         let packet = Packet::new(1, 1, IPXE).option(61, &identifier).option(57, maximum);
@@ -168,11 +182,11 @@ fn a_bad_option_costs_that_option_alone() {
     assert_eq!(Request::parse(&packet.bytes).unwrap().client, Client::Ipxe);
     // Fragments of one option, apart from each other (RFC 3396).
     let split = Packet::new(1, 1, &[(60, b"PXECl"), (93, &[0, 0]), (60, b"ient")]);
-    assert_eq!(Request::parse(&split.bytes).unwrap().client, Client::BiosRom);
+    assert_eq!(Request::parse(&split.bytes).unwrap().client, Client::Rom);
     // Options in the file field (RFC 2132 §9.3), where an overload option does not count again.
     let overload =
         discover(1).option(52, &[1]).at(108, &[60, 9]).at(110, b"PXEClient").at(119, &[52, 1, 3, 255]);
-    assert_eq!(Request::parse(&overload.bytes).unwrap().client, Client::BiosRom);
+    assert_eq!(Request::parse(&overload.bytes).unwrap().client, Client::Rom);
 }
 
 #[test]

@@ -62,7 +62,10 @@ impl Library for Shelf {
             let wanted = Wanted::parse(name);
             let opened = match wanted.clone() {
                 None => Err(Refusal::NotFound),
-                Some(Wanted::Configuration(mac)) => self.configuration(mac, peer),
+                Some(Wanted::Configuration(name)) => match self.shared.gate.configured(&name, peer) {
+                    Some(mac) => self.configuration(mac, peer),
+                    None => Err(Refusal::NotFound),
+                },
                 Some(Wanted::File { token, path }) => self.file(&token, path, peer).await,
                 Some(Wanted::Published(path)) => {
                     let content = self.published.open(path).await;
@@ -111,8 +114,7 @@ impl Library for Shelf {
 fn shown(wanted: Option<&Wanted>, name: &[u8]) -> String {
     match wanted {
         Some(Wanted::Published(path) | Wanted::File { path, .. }) => path.as_str().to_owned(),
-        Some(Wanted::Configuration(mac)) => format!("pxelinux.cfg/01-{}", mac.hyphenated()),
-        None => name.escape_ascii().to_string(),
+        Some(Wanted::Configuration(_)) | None => name.escape_ascii().to_string(),
     }
 }
 
