@@ -5,6 +5,7 @@
 mod boot;
 mod budget;
 mod cli;
+mod clients;
 mod common;
 mod config;
 mod create;
@@ -19,6 +20,7 @@ mod kill;
 mod lab;
 mod luck;
 mod orders;
+mod quirks;
 mod recovery;
 mod refusals;
 mod releases;
