@@ -18,7 +18,6 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    time::Duration,
 };
 
 use bootflip::{
@@ -141,6 +140,7 @@ macro_rules! battery {
 battery! {
     a_loader_comes_whole_with_any_options,
     a_configuration_is_rendered_behind_the_gate,
+    a_configuration_has_every_name_of_pxelinux,
     kernel_and_initrd_come_by_token_until_the_gate_closes,
     a_changed_file_is_read_again,
     no_name_leads_out_of_the_root,
