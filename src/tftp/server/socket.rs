@@ -215,7 +215,7 @@ impl Wire {
     }
 
     /// Sends one packet.
-    pub(super) fn send(&self, way: &Way, packet: &[u8]) {
+    pub(super) fn send(&mut self, way: &Way, packet: &[u8]) {
         self.send_parts(way, &[IoSlice::new(packet)], None);
     }
 
@@ -235,21 +235,26 @@ impl Wire {
         let mut slices = Vec::with_capacity(headers.len() * 2 + parts.len());
         for group in headers.chunks(together) {
             slices.clear();
+            let mut ends = Vec::with_capacity(group.len());
             for header in group {
                 slices.push(IoSlice::new(header));
                 rest.take(size, &mut slices);
+                ends.push(slices.len());
             }
             let segment = (group.len() > 1).then(|| u16::try_from(whole).unwrap_or_default());
-            if !self.send_parts(way, &slices, segment) {
-                // The kernel or the card cannot cut; the timer sends again what is lost here.
-                debug!("UDP_SEGMENT is refused; sending block by block");
-                self.segments = false;
+            if self.send_parts(way, &slices, segment) {
+                continue;
+            }
+            let mut begin = 0;
+            for end in ends {
+                self.send_parts(way, slices.get(begin..end).unwrap_or_default(), None);
+                begin = end;
             }
         }
     }
 
     /// `false`: refused because of `segment`.
-    fn send_parts(&self, way: &Way, parts: &[IoSlice<'_>], segment: Option<u16>) -> bool {
+    fn send_parts(&mut self, way: &Way, parts: &[IoSlice<'_>], segment: Option<u16>) -> bool {
         let Some(socket) = self.sockets.get(usize::from(way.port.0)) else { return true };
         let peer = SockaddrIn::from(way.peer);
         let info = libc::in_pktinfo {
