@@ -206,18 +206,21 @@ fn dhcp(status: &Status, findings: &mut Findings) {
             (false, _) => "boots machines",
         };
         if *in_the_way {
-            let text = format!("another server, {server}, {does} there: machines may follow it instead of us");
+            let text =
+                format!("another server, {server}, {does} there: machines may follow it instead of us");
             findings.add(&what, Standing::Note, text);
         } else {
             findings.add(&what, Standing::Good, format!("the server beside us, {server}, {does}"));
         }
     }
     for Fullness { range: (first, last), taken, size, .. } in &status.nearly_full {
-        let text = format!("{taken} of the {size} addresses from {first} to {last} are taken; widen the range");
+        let text =
+            format!("{taken} of the {size} addresses from {first} to {last} are taken; widen the range");
         findings.add(&what, Standing::Note, text);
     }
     if !status.sends_frames && status.interface != "lo" {
-        let text = "clients without an address are answered by broadcast; CAP_NET_RAW lets us reach each alone";
+        let text =
+            "clients without an address are answered by broadcast; CAP_NET_RAW lets us reach each alone";
         findings.add(&what, Standing::Note, text);
     }
 }

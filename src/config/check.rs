@@ -240,12 +240,6 @@ impl Bounded for u32 {
     }
 }
 
-impl Bounded for u16 {
-    fn shown(self) -> String {
-        self.to_string()
-    }
-}
-
 impl Bounded for Duration {
     fn shown(self) -> String {
         let millis = self.as_millis();

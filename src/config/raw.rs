@@ -276,7 +276,8 @@ pub(super) struct OptionBytes(pub(super) Vec<u8>);
 
 impl Scalar for OptionBytes {
     const FORM: &str = "the value of a DHCP option";
-    const EXAMPLE: &str = "\"text:…\", \"hex:0a0b…\", \"ip:10.0.0.2,10.0.0.3\", \"u8:1\", \"u16:1500\" or \"u32:60\"";
+    const EXAMPLE: &str =
+        "\"text:…\", \"hex:0a0b…\", \"ip:10.0.0.2,10.0.0.3\", \"u8:1\", \"u16:1500\" or \"u32:60\"";
 
     fn scan(text: &str) -> Option<Self> {
         let (form, value) = text.split_once(':')?;

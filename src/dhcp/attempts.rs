@@ -57,7 +57,10 @@ impl fmt::Display for Hint {
                 write!(f, "there is no loader for it (no [tftp], or no boot HTTP). The ROM shows PXE-E53")
             }
             Self::UnknownRelay { relay } => {
-                write!(f, "packets of relay {relay} are not answered; add it to relays of this [[dhcp]] if it is yours")
+                write!(
+                    f,
+                    "packets of relay {relay} are not answered; add it to relays of this [[dhcp]] if it is yours"
+                )
             }
         }
     }

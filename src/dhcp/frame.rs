@@ -104,7 +104,8 @@ mod tests {
 
     #[test]
     fn a_frame_has_checksums_that_are_right_and_reads_back() {
-        let (from, to) = (SocketAddrV4::new([10, 0, 0, 1].into(), 67), SocketAddrV4::new([10, 0, 0, 9].into(), 68));
+        let (from, to) =
+            (SocketAddrV4::new([10, 0, 0, 1].into(), 67), SocketAddrV4::new([10, 0, 0, 9].into(), 68));
         for length in [0, 1, 300, 301, 1472] {
             let payload: Vec<u8> = (0..length).map(|n: u32| n.to_le_bytes()[0]).collect();
             let cards = (MacAddr::new([2, 0, 0, 0, 0, 1]), MacAddr::new([2, 0, 0, 0, 0, 2]));
@@ -127,7 +128,9 @@ mod tests {
         for end in 0..whole.len() {
             assert_eq!(datagram(&whole[..end]), None, "{end}");
         }
-        for (place, byte) in [(12, 0x86), (14, 0x65), (14, 0x44), (14, 0x4f), (20, 0x20), (21, 1), (23, 6), (38, 9)] {
+        for (place, byte) in
+            [(12, 0x86), (14, 0x65), (14, 0x44), (14, 0x4f), (20, 0x20), (21, 1), (23, 6), (38, 9)]
+        {
             let mut broken = whole.clone();
             broken[place] = byte;
             assert_eq!(datagram(&broken), None, "{place} {byte}");

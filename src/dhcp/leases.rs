@@ -161,9 +161,10 @@ impl Book {
         requested: Option<Ipv4Addr>,
         now: Timestamp,
     ) -> Option<Ipv4Addr> {
-        let own = self.records.get(&mac).copied().filter(|record| {
-            self.may_hold(mac, record.address) && !self.is_declined(record.address, now)
-        });
+        let own =
+            self.records.get(&mac).copied().filter(|record| {
+                self.may_hold(mac, record.address) && !self.is_declined(record.address, now)
+            });
         let address = match own {
             Some(record) if record.is_live(now) || self.is_reserved(mac) || self.has_room(standing, now) => {
                 record.address
@@ -215,7 +216,8 @@ impl Book {
         let stands = self.counted.is_some_and(|counted| counted <= now && now.since(counted) < COUNT_HOLD);
         if !stands {
             let within = |address: Ipv4Addr| {
-                (self.range.0..=self.range.1).contains(&u32::from(address)) && !self.excluded.contains(&address)
+                (self.range.0..=self.range.1).contains(&u32::from(address))
+                    && !self.excluded.contains(&address)
             };
             let held = self.records.values().filter(|record| record.is_live(now) && within(record.address));
             let declined = self.declined.iter().filter(|(address, until)| **until > now && within(**address));

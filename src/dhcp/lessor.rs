@@ -4,11 +4,7 @@
 //! promises; a client that another server serves is never refused aloud; a relay that the configuration does not
 //! name is not answered.
 
-use std::{
-    collections::BTreeMap,
-    net::Ipv4Addr,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 
 use super::{
     Action, Client, Ignored, Lease, Message, Request, granted, ignore,
@@ -144,9 +140,8 @@ impl Network {
                 Verdict::Silence(why) => ignore(why),
             },
             Message::Decline => {
-                let declined = request.requested.filter(|at| {
-                    self.book.decline(request.mac, *at, served.now).is_some()
-                });
+                let declined =
+                    request.requested.filter(|at| self.book.decline(request.mac, *at, served.now).is_some());
                 self.waiting.remove(&request.mac);
                 declined.map_or_else(|| ignore(Ignored::NoRecord), |at| vec![Action::Forget(at)])
             }

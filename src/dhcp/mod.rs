@@ -259,7 +259,12 @@ impl Service {
     }
 
     /// A packet on the boot server port 4011 (proxy mode; PXE specification 2.1 §2.2.1).
-    pub fn handle_boot_server(&mut self, request: &Request, answer: &Answer, from: SocketAddrV4) -> Vec<Action> {
+    pub fn handle_boot_server(
+        &mut self,
+        request: &Request,
+        answer: &Answer,
+        from: SocketAddrV4,
+    ) -> Vec<Action> {
         if !matches!(request.message, Message::Request | Message::Inform) {
             return ignore(Ignored::NotForProxy);
         }
@@ -398,7 +403,6 @@ fn proxy_offer(request: &Request, answer: &Answer, boot: Option<Boot>, identity:
     }
     let Some(boot) = boot else { return ignore(no_boot(answer)) };
     // The flag is forced: a client without an address drops unicast.
-    let draft =
-        Draft::new(Kind::Offer, identity).boot(boot).broadcast().to(Destination::to_all(request));
+    let draft = Draft::new(Kind::Offer, identity).boot(boot).broadcast().to(Destination::to_all(request));
     vec![Action::Send(draft.encode(request))]
 }

@@ -296,9 +296,7 @@ const ARCH_MARK: &[u8] = b":Arch:";
 
 /// Whether an iPXE that lists features lists HTTP; one that lists none is taken at its name.
 fn speaks_http(encapsulated: &[u8]) -> bool {
-    let mut features = sub_options(encapsulated)
-        .filter(|(code, _)| IPXE_FEATURES.contains(code))
-        .peekable();
+    let mut features = sub_options(encapsulated).filter(|(code, _)| IPXE_FEATURES.contains(code)).peekable();
     // A feature is there with a value of 1; 0 says that it is not.
     features.peek().is_none() || features.any(|(code, value)| code == IPXE_HTTP && value.first() != Some(&0))
 }

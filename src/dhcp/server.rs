@@ -139,8 +139,8 @@ pub async fn bind(interface: DhcpInterface, boot: BootServices, shared: Shared) 
     let name = || interface.interface.clone();
     let is_proxy = interface.mode == DhcpMode::Proxy;
     let opened = Sockets::open(&interface, is_proxy);
-    let (sockets, bound) = opened
-        .map_err(|PortError { port, source }| BindError::Socket { interface: name(), port, source })?;
+    let (sockets, bound) =
+        opened.map_err(|PortError { port, source }| BindError::Socket { interface: name(), port, source })?;
     let leases = if is_proxy {
         Vec::new()
     } else {
@@ -350,7 +350,8 @@ fn show_fullness(board: &Board, interface: &str, fullness: Fullness) {
     }
     board.write(|status| {
         let others = status.nearly_full.iter().filter(|other| other.range != fullness.range).copied();
-        let all: BTreeMap<_, _> = others.chain(alarm.then_some(fullness)).map(|full| (full.range, full)).collect();
+        let all: BTreeMap<_, _> =
+            others.chain(alarm.then_some(fullness)).map(|full| (full.range, full)).collect();
         status.nearly_full = all.into_values().collect();
     });
 }

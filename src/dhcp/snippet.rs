@@ -40,7 +40,9 @@ const IPXE_NAMES: [&str; 2] = ["iPXE", "gPXE"];
 
 fn isc(target: &Target) -> String {
     // binary-to-ascii leaves leading zeros out, and our URLs have them.
-    let byte = |at: u32| format!("suffix(concat(\"0\", binary-to-ascii(16, 8, \"\", substring(hardware, {at}, 1))), 2)");
+    let byte = |at: u32| {
+        format!("suffix(concat(\"0\", binary-to-ascii(16, 8, \"\", substring(hardware, {at}, 1))), 2)")
+    };
     let mac = (1..=6).map(byte).collect::<Vec<_>>().join(", \":\", ");
     let names = IPXE_NAMES.map(|name| format!("option user-class = \"{name}\"")).join(" or ");
     let mut text = format!(
@@ -98,7 +100,8 @@ fn dnsmasq(target: &Target) -> String {
     let _ = writeln!(text, "dhcp-boot=tag:bootflip-ipxe,{}/b/${{net0/mac}}", target.boot_url);
     for (code, file) in &target.loaders {
         let _ = writeln!(text, "dhcp-match=set:bootflip-{code},option:client-arch,{code}");
-        let _ = writeln!(text, "dhcp-boot=tag:!bootflip-ipxe,tag:bootflip-{code},{file},,{}", target.next_server);
+        let _ =
+            writeln!(text, "dhcp-boot=tag:!bootflip-ipxe,tag:bootflip-{code},{file},,{}", target.next_server);
     }
     text
 }

@@ -626,7 +626,11 @@ fn another_server_is_told_once_for_what_it_does() {
     assert_eq!(hear(&mut server, &lease(one)), "");
     assert_eq!(hear(&mut server, &lease(SELF.octets())), "", "what we say ourselves");
     assert_eq!(hear(&mut server, &discover(1)), "", "a request is no reply");
-    assert_eq!(hear(&mut server, &lease(one).at(28, &[9; 6]).at(2, &[255])), "", "and nothing trusts its lengths");
+    assert_eq!(
+        hear(&mut server, &lease(one).at(28, &[9; 6]).at(2, &[255])),
+        "",
+        "and nothing trusts its lengths"
+    );
     let mut proxy = Rig::proxy();
     for (packet, expected) in [
         (lease(one), "neighbour 10.0.0.66 leases true boots false in the way false"),

@@ -10,7 +10,7 @@ use std::{
 use bootflip::{
     boot::sink::Sign,
     clock::SystemClock,
-    config::{DhcpInterface, DhcpMode, DhcpPool},
+    config::{DhcpInterface, DhcpMode, DhcpPool, DhcpServer, Pxelinux},
     dhcp::{
         DEFAULT_LOADER,
         server::{self, BootServices, Bound, Shared},
@@ -33,7 +33,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 /// A store that can be stalled or broken.
 #[derive(Debug)]
-struct SlowStore {
+pub(crate) struct SlowStore {
     entries: Mutex<BTreeMap<String, Vec<u8>>>,
     commits: Mutex<Vec<Batch>>,
     behaviour: watch::Sender<Behaviour>,
@@ -47,7 +47,7 @@ enum Behaviour {
 }
 
 impl SlowStore {
-    fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         let behaviour = watch::Sender::new(Behaviour::Works);
         Arc::new(Self { entries: Mutex::default(), commits: Mutex::default(), behaviour })
     }
@@ -98,6 +98,39 @@ impl Store for SlowStore {
     }
 }
 
+/// A pool of a class A network, for machines that are known.
+pub(crate) fn pool(first: [u8; 4], last: [u8; 4]) -> DhcpPool {
+    DhcpPool {
+        range: (first.into(), last.into()),
+        netmask: Ipv4Addr::new(255, 0, 0, 0),
+        router: None,
+        dns: vec![],
+        domain: None,
+        ntp: vec![],
+        mtu: None,
+        options: BTreeMap::new(),
+        lease: Duration::from_secs(3600),
+        reservations: BTreeMap::new(),
+        lease_to_strangers: false,
+        keep_for_jobs: 0,
+    }
+}
+
+/// An interface with the ports of the standards.
+pub(crate) fn interface(device: &str, mode: DhcpMode, address: Ipv4Addr) -> DhcpInterface {
+    DhcpInterface {
+        interface: device.to_owned(),
+        mode,
+        address,
+        server_port: 67,
+        client_port: 68,
+        proxy_port: 4011,
+        relays: vec![],
+        loaders: BTreeMap::new(),
+        pxelinux: Pxelinux::default(),
+    }
+}
+
 struct Rig {
     scene: Scene,
     store: Arc<SlowStore>,
@@ -113,27 +146,17 @@ impl Rig {
     }
 
     fn pool() -> DhcpMode {
-        DhcpMode::Server(DhcpPool {
-            range: (Ipv4Addr::new(127, 64, 0, 10), Ipv4Addr::new(127, 64, 0, 250)),
-            netmask: Ipv4Addr::new(255, 0, 0, 0),
-            router: None,
-            dns: vec![],
-            lease: Duration::from_secs(3600),
-            reservations: BTreeMap::new(),
-            lease_to_strangers: false,
-        })
+        DhcpMode::Server(DhcpServer { own: pool([127, 64, 0, 10], [127, 64, 0, 250]), relayed: vec![] })
     }
 
     async fn with(store: Arc<SlowStore>, mode: DhcpMode) -> Self {
         let scene = Scene::new();
         let client = Client::new();
         let interface = DhcpInterface {
-            interface: "lo".into(),
-            mode,
-            address: Ipv4Addr::LOCALHOST,
             server_port: 0,
             client_port: client.port,
             proxy_port: 0,
+            ..interface("lo", mode, Ipv4Addr::LOCALHOST)
         };
         let boot =
             BootServices { url: Some("http://127.0.0.1:8080".into()), loader: Some(DEFAULT_LOADER.into()) };
@@ -250,7 +273,7 @@ async fn a_client_without_an_address_hears_its_lease_by_broadcast_on_loopback() 
         SocketAddr::from((Ipv4Addr::LOCALHOST, rig.bound.server.port())),
         "it never left loopback"
     );
-    assert_eq!(rig.store.keys(), [format!("leases/{ARMED}")]);
+    assert_eq!(rig.store.keys(), [format!("leases/{}", offer.yiaddr())]);
     rig.scene.sink.until(ARMED, Sign::Dhcp).await;
     assert_eq!(rig.scene.gate.who(IpAddr::V4(offer.yiaddr())), Some(ARMED));
     drop(bystander); // of two sockets on one port, the kernel gives unicast to the last alone
@@ -265,7 +288,8 @@ async fn a_client_without_an_address_hears_its_lease_by_broadcast_on_loopback() 
 async fn discover_is_answered_from_memory_while_the_store_stalls() {
     let rig = Rig::server().await;
     let offer = rig.ask(&ipxe(discover(IDLE, 1))).await;
-    assert_eq!(kind(&rig.ask(&select(IDLE, 2, offer.yiaddr())).await), MessageType::Ack);
+    let idle = offer.yiaddr();
+    assert_eq!(kind(&rig.ask(&select(IDLE, 2, idle)).await), MessageType::Ack);
     rig.store.behaviour.send_replace(Behaviour::Stalls);
     let offer = rig.ask(&ipxe(discover(ARMED, 3))).await;
     assert_eq!(kind(&offer), MessageType::Offer);
@@ -277,7 +301,7 @@ async fn discover_is_answered_from_memory_while_the_store_stalls() {
     assert_eq!(kind(&rig.ask(&renewal).await), MessageType::Ack);
     assert_eq!(
         rig.store.keys(),
-        [format!("leases/{IDLE}")],
+        [format!("leases/{idle}")],
         "the new lease is not stored, and was not acknowledged"
     );
     // The waiting client gets its answer as soon as the store has it.
@@ -332,7 +356,7 @@ async fn stopping_stores_what_was_begun() {
     rig.stop.cancel();
     rig.store.behaviour.send_replace(Behaviour::Works);
     rig.running.await.unwrap();
-    assert_eq!(rig.store.keys(), [format!("leases/{ARMED}")]);
+    assert_eq!(rig.store.keys(), [format!("leases/{}", offer.yiaddr())]);
 }
 
 #[tokio::test]
@@ -398,14 +422,8 @@ async fn two_hundred_clients_at_once_each_get_an_address_of_their_own() {
 #[tokio::test]
 async fn a_port_that_is_taken_is_said_with_its_interface() {
     let scene = Scene::new();
-    let interface = DhcpInterface {
-        interface: "nosuchdevice0".into(),
-        mode: DhcpMode::Proxy,
-        address: Ipv4Addr::LOCALHOST,
-        server_port: 0,
-        client_port: 68,
-        proxy_port: 0,
-    };
+    let interface =
+        DhcpInterface { server_port: 0, ..interface("nosuchdevice0", DhcpMode::Proxy, Ipv4Addr::LOCALHOST) };
     let shared = Shared {
         gate: scene.gate.clone(),
         sink: scene.sink.clone(),
@@ -414,4 +432,45 @@ async fn a_port_that_is_taken_is_said_with_its_interface() {
     };
     let error = server::bind(interface, BootServices::default(), shared).await.unwrap_err().to_string();
     assert!(error.contains("nosuchdevice0 port 0"), "{error}");
+}
+
+#[tokio::test]
+async fn a_known_machine_gets_its_lease_while_100_000_random_macs_ask() {
+    let mut own = pool([127, 64, 0, 10], [127, 64, 0, 250]);
+    own.lease_to_strangers = true;
+    let rig = Rig::with(SlowStore::new(), DhcpMode::Server(DhcpServer { own, relayed: vec![] })).await;
+    let port = rig.bound.server.port();
+    // Somebody else's socket: a flood does not use the victim's.
+    let flood = tokio::spawn(async move {
+        let socket = Client::new();
+        let mut packet = discover(MacAddr::new([6, 0, 0, 0, 0, 0]), 1).to_vec().unwrap();
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        for sent in 0..100_000_u32 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            packet[29..34].copy_from_slice(&state.to_be_bytes()[..5]);
+            // What the kernel has no room for is lost, as on a wire.
+            drop(socket.socket.try_send_to(&packet, (Ipv4Addr::BROADCAST, port).into()));
+            if sent % 64 == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+    });
+    let lease = async {
+        for xid in (1000..).step_by(2) {
+            // As a client: it asks again when nothing comes.
+            let again = Duration::from_millis(500);
+            rig.send(&discover(ARMED, xid)).await;
+            let Ok((offer, _)) = tokio::time::timeout(again, rig.client.answer(xid)).await else { continue };
+            rig.send(&select(ARMED, xid + 1, offer.yiaddr())).await;
+            if let Ok((ack, _)) = tokio::time::timeout(again, rig.client.answer(xid + 1)).await {
+                return kind(&ack);
+            }
+        }
+        unreachable!()
+    };
+    assert_eq!(tokio::time::timeout(LIMIT, lease).await.unwrap(), MessageType::Ack);
+    flood.await.unwrap();
+    // And afterwards: the strangers hold no more than the pool has.
+    let offer = rig.ask(&discover(IDLE, 1)).await;
+    assert_eq!(kind(&rig.ask(&select(IDLE, 2, offer.yiaddr())).await), MessageType::Ack);
 }

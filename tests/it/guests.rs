@@ -13,7 +13,7 @@ use bootflip::{
         sink::{Report, ReportAnswer, Seen, Sign, Sink, Unavailable},
     },
     clock::SystemClock,
-    config::{DhcpInterface, DhcpMode, DhcpPool},
+    config::{DhcpInterface, DhcpMode, DhcpPool, DhcpServer},
     dhcp::server::{BootServices, Shared, bind},
     machine::MacAddr,
     secret::TokenHash,
@@ -274,22 +274,17 @@ async fn guests_get_their_leases_from_our_own_dhcp_server() {
     let config = WireConfig { device: "lo".to_owned(), client_port: 0, server_port, tftp_port: 1 };
     let wire = Arc::new(Wire::bind(config).unwrap());
     let range = (Ipv4Addr::new(127, 64, 0, 10), Ipv4Addr::new(127, 64, 0, 20));
-    let pool = DhcpPool {
-        range,
+    let own = DhcpPool {
         netmask: Ipv4Addr::new(255, 255, 0, 0),
-        router: None,
-        dns: vec![],
         lease: Duration::from_secs(600),
-        reservations: [].into(),
-        lease_to_strangers: false,
+        ..crate::dhcp::pool(range.0.octets(), range.1.octets())
     };
+    let mode = DhcpMode::Server(DhcpServer { own, relayed: vec![] });
     let interface = DhcpInterface {
-        interface: "lo".to_owned(),
-        mode: DhcpMode::Server(pool),
-        address: Ipv4Addr::LOCALHOST,
         server_port,
         client_port: wire.client_port().unwrap(),
         proxy_port: 0,
+        ..crate::dhcp::interface("lo", mode, Ipv4Addr::LOCALHOST)
     };
     let (gate, signs) = (Gate::default(), Arc::new(Signs::default()));
     let mac = MacAddr::new([2, 0, 0, 0, 0, 9]);

@@ -5,6 +5,10 @@
 //! do; `proxy` is such a network; `clients` are programs that others wrote.
 
 mod client;
+mod clients;
+mod hostile;
+mod proxy;
+mod quirks;
 
 use std::{
     io,
@@ -14,7 +18,6 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    time::Duration,
 };
 
 use bootflip::{
@@ -29,7 +32,12 @@ use futures_util::future::BoxFuture;
 use tokio::{net::UdpSocket, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use self::client::{Granted, fetch};
+use self::{
+    client::{Granted, fetch},
+    clients::*,
+    hostile::*,
+    quirks::*,
+};
 use crate::boot::{ARMED, IDLE, STRANGER, Scene, kernel};
 
 /// A running server with files.
@@ -137,8 +145,44 @@ battery! {
     a_changed_file_is_read_again,
     no_name_leads_out_of_the_root,
     writes_are_refused,
-    damaged_requests_and_silent_clients_cost_nobody_else_anything;
+    damaged_requests_and_silent_clients_cost_nobody_else_anything,
+    quirk_22_blocks_fit_and_unknown_options_are_left_out,
+    quirk_23_repeated_acks_send_nothing_again,
+    quirk_24_block_numbers_roll_over_to_zero,
+    quirk_25_a_window_is_kept_and_a_hole_in_it_filled,
+    quirk_27_names_are_understood_in_every_spelling,
+    quirk_28_names_that_are_not_there_are_answered_at_once,
+    quirk_30_writing_is_refused,
+    five_hundred_names_lead_nowhere,
+    a_swapped_link_never_leads_out,
+    a_flipped_byte_withdraws_a_file,
+    a_file_larger_than_the_memory_comes_whole,
+    curl_reads_with_every_block_size,
+    atftp_reads_with_every_block_size_and_window,
+    tftp_hpa_reads_in_binary,
+    busybox_reads_with_every_block_size;
     own only:
+    quirk_21_a_probe_for_the_size_is_no_failure: "a client's ERROR is ignored, and its port not heard for six seconds",
+    quirk_24_block_numbers_roll_over_to_one_where_configured: "always rolls over to 0",
+    quirk_25_a_lost_first_block_comes_at_once: "a repeated ACK before the window waits for the timer",
+    quirk_26_the_last_ack_may_never_come: "a port whose last ACK is missing is not heard for six seconds",
+    quirk_27_a_forgotten_nul_is_no_obstacle: "a request with an option without value is not answered",
+    quirk_29_one_port_serves_all: "knows no single-port mode",
+    quirk_29_the_answer_leaves_from_the_address_that_was_asked: "needs one listener an address",
+    quirk_30_netascii_is_refused_clearly: "netascii is sent as octet",
+    a_bad_network_spoils_no_transfer: "fixed pauses of a second and no word of a window's first block",
+    a_server_that_stops_lets_transfers_end: "a stop cuts transfers short",
+    every_transfer_is_told: "how a transfer ended is not known",
+    one_address_has_its_limit: "no limits",
+}
+
+/// What the documentation says of the other engine is what the battery leaves out.
+#[test]
+fn the_gaps_of_the_other_engine_are_documented() {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/tftp.md")).unwrap();
+    for (case, why) in GAPS {
+        assert!(text.contains(&format!("| `{case}` | {why} |")), "docs/tftp.md lacks: | `{case}` | {why} |");
+    }
 }
 
 const NOT_FOUND: &str = "error 1: File not found";

@@ -26,8 +26,10 @@ wants /usr/lib/u-boot/qemu-x86/u-boot.rom u-boot-qemu
 wants /usr/lib/ipxe/ipxe.lkrn ipxe
 wants /usr/lib/PXELINUX/pxelinux.0 pxelinux
 wants /usr/lib/syslinux/modules/bios/ldlinux.c32 syslinux-common
-# HTTP clients
+# HTTP and TFTP clients
 wants curl curl
+wants atftp atftp
+wants /usr/bin/tftp tftp-hpa
 wants wget wget
 wants ip iproute2
 wants unshare util-linux

@@ -117,7 +117,8 @@ impl Checker<'_> {
     /// Interfaces that are left to somebody else.
     pub(super) fn dhcp_off(&mut self, raw: &RawConfig) -> Vec<DhcpOff> {
         let written: &[At<RawDhcp>] = raw.dhcp.as_ref().map_or(&[], |dhcp| &dhcp.value);
-        let off = |dhcp: &&At<RawDhcp>| dhcp.value.mode.as_ref().is_some_and(|mode| mode.value == RawMode::Off);
+        let off =
+            |dhcp: &&At<RawDhcp>| dhcp.value.mode.as_ref().is_some_and(|mode| mode.value == RawMode::Off);
         let mut checked = Vec::new();
         for At { value: raw, .. } in written.iter().filter(off) {
             let loaders = self.loaders(raw.loaders.as_ref());
@@ -160,7 +161,8 @@ impl Checker<'_> {
                 self.boot_file(file, "tftp.root");
             }
             if value.len() > FILE_LIMIT {
-                let message = format!("has {} bytes, and a DHCP packet has room for {FILE_LIMIT}", value.len());
+                let message =
+                    format!("has {} bytes, and a DHCP packet has room for {FILE_LIMIT}", value.len());
                 self.notes.wrong(spot, message, "write a shorter name");
             }
             // A number is more exact than a word that means it too.
@@ -304,10 +306,14 @@ impl Checker<'_> {
                 continue;
             };
             let remedy = match code {
-                1 | 3 | 6 | 15 | 26 | 42 | 51 => "it has a key of its own: netmask, router, dns, domain, mtu, ntp, lease",
+                1 | 3 | 6 | 15 | 26 | 42 | 51 => {
+                    "it has a key of its own: netmask, router, dns, domain, mtu, ntp, lease"
+                }
                 66 | 67 => "it has a key of its own: tftp.loader, or loaders of this [[dhcp]]",
                 208..=211 => "it has a key of its own: pxelinux of this [[dhcp]]",
-                0 | 43 | 50 | 52..=61 | 77 | 82 | 93 | 94 | 97 | 175 | 255 => "remove it: the protocol decides what it says",
+                0 | 43 | 50 | 52..=61 | 77 | 82 | 93 | 94 | 97 | 175 | 255 => {
+                    "remove it: the protocol decides what it says"
+                }
                 _ => {
                     checked.insert(code, value.0.clone());
                     continue;

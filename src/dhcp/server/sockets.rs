@@ -17,10 +17,7 @@ use nix::{
     sys::socket::{ControlMessage, LinkAddr, MsgFlags, SockaddrIn, recvfrom, sendmsg, sendto},
 };
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
-use tokio::{
-    io::unix::AsyncFd,
-    net::UdpSocket,
-};
+use tokio::{io::unix::AsyncFd, net::UdpSocket};
 
 use super::super::{
     Destination, SERVER_PORT,
@@ -100,7 +97,9 @@ impl Sockets {
                 }
             }
             if frames.is_none() {
-                broadcasts = listen(interface, Ipv4Addr::BROADCAST, interface.client_port).ok().map(|(socket, _)| socket);
+                broadcasts = listen(interface, Ipv4Addr::BROADCAST, interface.client_port)
+                    .ok()
+                    .map(|(socket, _)| socket);
             }
         }
         Ok((Self { server, proxy, frames, broadcasts, interface: interface.clone(), index }, bound))
@@ -244,7 +243,8 @@ fn index_of(interface: &DhcpInterface) -> u32 {
 /// The device's link address, as the kernel tells it.
 fn card_of(interface: &str) -> io::Result<(LinkAddr, MacAddr)> {
     let found = nix::ifaddrs::getifaddrs()?.find_map(|entry| {
-        let link = entry.address.as_ref().filter(|_| entry.interface_name == interface)?.as_link_addr().copied()?;
+        let link =
+            entry.address.as_ref().filter(|_| entry.interface_name == interface)?.as_link_addr().copied()?;
         (link.halen() == 6).then(|| link.addr().map(|octets| (link, MacAddr::new(octets))))?
     });
     found.ok_or_else(|| io::Error::new(io::ErrorKind::Unsupported, "the device has no Ethernet address"))

@@ -165,7 +165,8 @@ impl Wire {
             let to = info.map(|info| (address(info.ipi_addr), address(info.ipi_spec_dst)));
             let interface = info.map(|info| u32::try_from(info.ipi_ifindex).unwrap_or_default());
             // A request to all of a network is to be ignored (RFC 1123 §4.2.3.5).
-            let to_all = to.is_some_and(|(sent_to, own)| sent_to != own);
+            // What came before the kernel was asked for addresses has no own one.
+            let to_all = to.is_some_and(|(sent_to, own)| sent_to != own && !own.is_unspecified());
             let Some(peer) = peer.filter(|_| !to_all) else { continue };
             let local = to.filter(|_| self.any).map_or(Ipv4Addr::UNSPECIFIED, |(sent_to, _)| sent_to);
             let block_size = self.fitting(interface.unwrap_or_default(), now);
@@ -214,7 +215,7 @@ impl Wire {
     }
 
     /// Sends one packet.
-    pub(super) fn send(&self, way: &Way, packet: &[u8]) {
+    pub(super) fn send(&mut self, way: &Way, packet: &[u8]) {
         self.send_parts(way, &[IoSlice::new(packet)], None);
     }
 
@@ -234,21 +235,26 @@ impl Wire {
         let mut slices = Vec::with_capacity(headers.len() * 2 + parts.len());
         for group in headers.chunks(together) {
             slices.clear();
+            let mut ends = Vec::with_capacity(group.len());
             for header in group {
                 slices.push(IoSlice::new(header));
                 rest.take(size, &mut slices);
+                ends.push(slices.len());
             }
             let segment = (group.len() > 1).then(|| u16::try_from(whole).unwrap_or_default());
-            if !self.send_parts(way, &slices, segment) {
-                // The kernel or the card cannot cut; the timer sends again what is lost here.
-                debug!("UDP_SEGMENT is refused; sending block by block");
-                self.segments = false;
+            if self.send_parts(way, &slices, segment) {
+                continue;
+            }
+            let mut begin = 0;
+            for end in ends {
+                self.send_parts(way, slices.get(begin..end).unwrap_or_default(), None);
+                begin = end;
             }
         }
     }
 
     /// `false`: refused because of `segment`.
-    fn send_parts(&self, way: &Way, parts: &[IoSlice<'_>], segment: Option<u16>) -> bool {
+    fn send_parts(&mut self, way: &Way, parts: &[IoSlice<'_>], segment: Option<u16>) -> bool {
         let Some(socket) = self.sockets.get(usize::from(way.port.0)) else { return true };
         let peer = SockaddrIn::from(way.peer);
         let info = libc::in_pktinfo {
