@@ -218,7 +218,8 @@ mod tests {
     fn placeholders_are_told_by_their_address_and_nothing_else_is_taken_for_one() {
         assert!(is_placeholder(placeholder(1)) && is_placeholder(placeholder(WINDOW)));
         assert!(is_placeholder(&placeholder(10)[3..]), "what is left of one");
-        assert!(!is_placeholder(&[0; 10]) && !is_placeholder(&placeholder(10).to_vec()));
+        let copied = placeholder(10).to_vec();
+        assert!(!is_placeholder(&[0; 10]) && !is_placeholder(&copied));
         assert_eq!(placeholder(WINDOW + 1).len(), WINDOW);
     }
 
