@@ -28,7 +28,7 @@ use crate::{config::BootFiles, machine::MacAddr};
 
 use self::{lint::Dialect, scripts::Sources};
 
-pub use scripts::{IPXE_REFUSAL, PXELINUX_REFUSAL};
+pub use scripts::{GPXE_REFUSAL, IPXE_REFUSAL, PXELINUX_REFUSAL};
 
 /// Steps of the template engine that one rendering may take.
 pub const FUEL: u64 = 1_000_000;
@@ -201,11 +201,12 @@ impl Templates {
         Ok(arguments.to_owned())
     }
 
-    /// The iPXE script that boots an armed attempt: of the template [`SCRIPT`] where there is one, else our own.
+    /// The script that boots an armed attempt by iPXE or gPXE: of the template [`SCRIPT`] where there is one, else our own.
     /// Errors: what a client of this dialect would not understand.
     pub fn ipxe_script(&self, armed: &Armed, urls: &Urls, dialect: Dialect) -> Result<String, RenderError> {
         let sources = Sources::of(armed, urls, self.render_args(armed, urls)?)?;
-        if !self.sources.contains_key(SCRIPT) {
+        // gPXE has too little of the language for one text to serve both.
+        if !self.sources.contains_key(SCRIPT) || dialect == Dialect::Gpxe {
             return Ok(scripts::ipxe(&sources, dialect));
         }
         let mut facts = Facts::of(armed, urls);

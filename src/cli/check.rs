@@ -11,10 +11,12 @@ use crate::{
     app::{
         self, key, machines,
         orders::Health,
+        preview,
         probe::{self, Probe},
         serving::{boot_file_problems, file_problem},
         templates,
     },
+    boot::render::{Templates, Urls},
     config::Config,
     dhcp::{Fullness, Neighbour, server::Status},
     xen::{
@@ -83,6 +85,9 @@ pub(super) async fn run(args: &CheckArgs, path: &Path) -> Answer {
     state_folder(&config, &mut findings);
     boot_files(&config, &mut findings);
     let templates = templates::load(config.template_dir.as_deref());
+    if let Ok(templates) = &templates {
+        boot_scripts(&config, templates, &mut findings);
+    }
     findings.judge("templates", templates.map(|found| found.names().collect::<Vec<_>>().join(", ")));
     listeners(&config, &mut findings).await;
     elsewhere(&config, &mut findings);
@@ -134,6 +139,26 @@ fn state_folder(config: &Config, findings: &mut Findings) {
     }
     if let Some(result) = key::look(folder) {
         findings.judge("token key", result.map(|()| "there, and for this user alone".to_owned()));
+    }
+}
+
+/// A boot script of one's own, read for what the firmware lacks.
+fn boot_scripts(config: &Config, templates: &Templates, findings: &mut Findings) {
+    let urls = config.http.as_ref().map_or_else(|| Urls::new(""), |http| Urls::new(&http.public_url));
+    for (name, profile) in &config.profiles {
+        match preview::own_script(config, profile, templates, &urls) {
+            None => {}
+            Some(Ok(())) => {
+                findings.add(
+                    format!("boot script of profile {name}"),
+                    Standing::Good,
+                    "the firmware knows all of it",
+                );
+            }
+            Some(Err(error)) => {
+                findings.add(format!("boot script of profile {name}"), Standing::Bad, error.to_string());
+            }
+        }
     }
 }
 

@@ -18,6 +18,7 @@ mod http;
 mod idle;
 mod kill;
 mod lab;
+mod loaders;
 mod luck;
 mod orders;
 mod planning;

@@ -9,6 +9,8 @@ use std::collections::BTreeSet;
 /// What a client's iPXE understands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dialect {
+    /// gPXE, iPXE's forerunner, in the ROMs of releases before XenServer 6: takes `#!gpxe` only, has no labels.
+    Gpxe,
     /// iPXE of 2012-10-05, as XenServer and XCP-ng build it into their virtual network cards; and everything of which
     /// we do not know better.
     Ipxe2012,
@@ -20,8 +22,12 @@ pub enum Dialect {
 const MODERN: (u32, u32) = (1, 20);
 
 impl Dialect {
-    /// By the User-Agent of the request: `iPXE/1.21.1+ (g4bd064de)`. Every build of 2010 to 2020 says 1.0.0.
+    /// By the User-Agent of the request: `gPXE/1.0.1`, `iPXE/1.21.1+ (g4bd064de)`. Every iPXE of 2010 to 2020 says
+    /// 1.0.0.
     pub fn of_user_agent(agent: Option<&str>) -> Self {
+        if agent.is_some_and(|agent| agent.starts_with("gPXE/")) {
+            return Self::Gpxe;
+        }
         let version = agent.and_then(|agent| agent.strip_prefix("iPXE/"));
         let mut numbers = version.unwrap_or_default().split('.').map(str::parse);
         match (numbers.next(), numbers.next()) {
@@ -33,37 +39,53 @@ impl Dialect {
     /// As a person calls it.
     const fn name(self) -> &'static str {
         match self {
+            Self::Gpxe => "gPXE",
             Self::Ipxe2012 => "the iPXE of XenServer's firmware (2012)",
             Self::Modern => "iPXE 1.20",
         }
     }
 
+    /// What a script of it begins with. iPXE takes gPXE's too.
+    pub const fn begin(self) -> &'static str {
+        match self {
+            Self::Gpxe => "#!gpxe",
+            Self::Ipxe2012 | Self::Modern => "#!ipxe",
+        }
+    }
+
     fn has(self, command: &str) -> bool {
-        COMMANDS_2012.contains(&command)
-            || match self {
-                Self::Ipxe2012 => false,
-                Self::Modern => COMMANDS_SINCE.contains(&command),
-            }
+        match self {
+            Self::Gpxe => COMMANDS_GPXE.contains(&command),
+            Self::Ipxe2012 => COMMANDS_2012.contains(&command),
+            Self::Modern => COMMANDS_2012.contains(&command) || COMMANDS_SINCE.contains(&command),
+        }
     }
 
     fn takes(self, option: &str) -> bool {
         let name = option.split('=').next().unwrap_or(option);
-        let old = ["--name", "-n", "--replace", "-r", "--autofree", "-a"];
-        old.contains(&name)
-            || match self {
-                Self::Ipxe2012 => false,
-                Self::Modern => ["--timeout", "-t"].contains(&name),
-            }
+        let first = ["--name", "-n"];
+        let old = ["--replace", "-r", "--autofree", "-a"];
+        match self {
+            Self::Gpxe => first.contains(&name),
+            Self::Ipxe2012 => first.contains(&name) || old.contains(&name),
+            Self::Modern => [&first[..], &old, &["--timeout", "-t"]].concat().contains(&name),
+        }
     }
 
     fn fetches(self, scheme: &str) -> bool {
         match self {
+            Self::Gpxe => ["http", "tftp"].contains(&scheme),
             Self::Ipxe2012 => ["http", "tftp", "file"].contains(&scheme),
             Self::Modern => ["http", "https", "tftp", "file", "nfs", "ftp"].contains(&scheme),
         }
     }
 }
 
+/// Those that its scripts in the field use; none is more than gPXE 1.0 has.
+const COMMANDS_GPXE: [&str; 14] = [
+    "autoboot", "boot", "chain", "dhcp", "echo", "exit", "imgargs", "imgexec", "imgfetch", "imgfree",
+    "imgload", "initrd", "kernel", "set",
+];
 /// Read from the source at the commit that XenServer builds, with its configuration.
 const COMMANDS_2012: [&str; 38] = [
     "autoboot",
@@ -144,8 +166,9 @@ pub struct Finding {
 pub fn lint(script: &str, dialect: Dialect) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut find = |line: usize, problem: String| findings.push(Finding { line, problem });
-    if script.lines().next().map(str::trim_end) != Some("#!ipxe") {
-        find(1, "the first line is not `#!ipxe`: no iPXE takes it for a script".to_owned());
+    let begin = dialect.begin();
+    if script.lines().next().map(str::trim_end) != Some(begin) {
+        find(1, format!("the first line is not `{begin}`: {} takes it for no script", dialect.name()));
     }
     let labels: BTreeSet<&str> = script.lines().filter_map(|line| line.trim().strip_prefix(':')).collect();
     for (at, line) in script.lines().enumerate() {
@@ -252,7 +275,7 @@ mod tests {
         for dialect in [Dialect::Ipxe2012, Dialect::Modern] {
             assert_eq!(
                 findings("echo hello\n", dialect),
-                ["1: the first line is not `#!ipxe`: no iPXE takes it for a script"]
+                [format!("1: the first line is not `#!ipxe`: {} takes it for no script", dialect.name())]
             );
             assert_eq!(findings("#!ipxe\ngoto nowhere\n", dialect), ["2: there is no label `nowhere`"]);
             assert!(findings("#!ipxe\nkernel smb://x/linux\n", dialect)[0].contains("cannot fetch by `smb`"));
@@ -269,7 +292,8 @@ mod tests {
             (Some(""), Dialect::Ipxe2012),
             (Some("iPXE/1.0.0+"), Dialect::Ipxe2012), // XenServer's ROM
             (Some("iPXE/1.0.0+git-20190125.36a4c85-5.1"), Dialect::Ipxe2012),
-            (Some("gPXE/1.0"), Dialect::Ipxe2012),
+            (Some("gPXE/1.0.1"), Dialect::Gpxe),
+            (Some("gPXE"), Dialect::Ipxe2012),
             (Some("iPXE/1.20.1"), Dialect::Modern),
             (Some("iPXE/1.21.1+ (g4bd064de)"), Dialect::Modern),
             (Some("iPXE/2.0.0"), Dialect::Modern),

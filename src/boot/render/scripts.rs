@@ -9,6 +9,8 @@ use crate::{boot::Armed, config::Fetch};
 
 /// What a known machine gets that may not netboot now: on to the next boot device at once.
 pub const IPXE_REFUSAL: &str = "#!ipxe\nexit\n";
+/// The same for gPXE.
+pub const GPXE_REFUSAL: &str = "#!gpxe\nexit\n";
 /// The same for PXELINUX.
 pub const PXELINUX_REFUSAL: &str = "DEFAULT local\nPROMPT 0\nTIMEOUT 0\nLABEL local\n  LOCALBOOT -1\n";
 
@@ -41,9 +43,21 @@ impl Sources {
 
 pub(super) fn ipxe(sources: &Sources, dialect: Dialect) -> String {
     match dialect {
+        Dialect::Gpxe => gpxe(sources),
         Dialect::Ipxe2012 => ipxe_2012(sources),
         Dialect::Modern => ipxe_modern(sources),
     }
+}
+
+/// One try: a script of gPXE ends at the first command that fails, and the firmware goes on.
+fn gpxe(sources: &Sources) -> String {
+    let kernel = format!("kernel {} {}", sources.kernel, sources.arguments);
+    let mut script = format!("{}\nimgfree\n{}\n", Dialect::Gpxe.begin(), kernel.trim_end());
+    for initrd in &sources.initrds {
+        script.push_str(&format!("initrd {initrd}\n"));
+    }
+    script.push_str("boot\n");
+    script
 }
 
 fn ipxe_2012(sources: &Sources) -> String {

@@ -76,6 +76,7 @@ fn an_ipxe_script_tries_four_times_one_command_a_line() {
     assert_eq!(script, format!("#!ipxe\n{tries}echo bootflip: kernel or initrd could not be loaded\nexit\n"));
 }
 
+/// Quirk 32: under UEFI the kernel wants `initrd=NAME`.
 #[test]
 fn a_modern_script_counts_its_tries_and_names_its_initrds() {
     let mut armed = armed("quiet", None);
@@ -92,10 +93,34 @@ fn a_modern_script_counts_its_tries_and_names_its_initrds() {
     );
 }
 
+/// Quirk 37: releases before 6 have gPXE in their ROM, which takes no script of iPXE's.
+#[test]
+fn gpxe_gets_a_script_of_its_own_whatever_template_there_is() {
+    let armed = armed("quiet", None);
+    let own = templates(&[(SCRIPT, "#!ipxe\ngoto x\n:x\n")]);
+    assert_eq!(
+        named(&armed, &own.ipxe_script(&armed, &urls(), Dialect::Gpxe).unwrap()),
+        "#!gpxe\nimgfree\nkernel http://10.0.0.2:8080/f/RENDER/ubuntu/linux quiet\n\
+         initrd http://10.0.0.2:8080/f/RENDER/ubuntu/initrd.gz\nboot\n"
+    );
+}
+
+/// Quirk 32: GRUB wants the semicolon of `ds=nocloud;s=…` quoted, iPXE and PXELINUX must have it bare.
+#[test]
+fn a_semicolon_in_kernel_arguments_is_never_quoted() {
+    let armed = armed("autoinstall ds=nocloud;s=http://x/ ---", None);
+    for dialect in [Dialect::Gpxe, Dialect::Ipxe2012, Dialect::Modern] {
+        let script = templates(&[]).ipxe_script(&armed, &urls(), dialect).unwrap();
+        assert!(script.contains(" autoinstall ds=nocloud;s=http://x/ ---"), "{script}");
+    }
+    let config = templates(&[]).pxelinux_config(&armed, &urls()).unwrap();
+    assert!(config.contains("  APPEND autoinstall ds=nocloud;s=http://x/ ---\n"), "{config}");
+}
+
 #[test]
 fn our_own_scripts_have_nothing_that_their_firmware_lacks() {
     for fetch in [crate::config::Fetch::Http, crate::config::Fetch::Tftp] {
-        for dialect in [Dialect::Ipxe2012, Dialect::Modern] {
+        for dialect in [Dialect::Gpxe, Dialect::Ipxe2012, Dialect::Modern] {
             let mut armed = armed("auto=true url={{ answer_url }} --- -x", Some("preseed.j2"));
             armed.files.fetch = fetch;
             let script = templates(&[]).ipxe_script(&armed, &urls(), dialect).unwrap();
@@ -103,6 +128,7 @@ fn our_own_scripts_have_nothing_that_their_firmware_lacks() {
         }
     }
     assert_eq!(lint::lint(IPXE_REFUSAL, Dialect::Ipxe2012), []);
+    assert_eq!(lint::lint(GPXE_REFUSAL, Dialect::Gpxe), []);
 }
 
 #[test]

@@ -40,6 +40,7 @@ impl Rendered {
 #[derive(Debug, Default)]
 struct Kept {
     armed: Weak<Armed>,
+    gpxe_script: Option<Rendered>,
     old_script: Option<Rendered>,
     modern_script: Option<Rendered>,
     answer: Option<Rendered>,
@@ -48,6 +49,7 @@ struct Kept {
 impl Kept {
     const fn script_for(&mut self, dialect: Dialect) -> &mut Option<Rendered> {
         match dialect {
+            Dialect::Gpxe => &mut self.gpxe_script,
             Dialect::Ipxe2012 => &mut self.old_script,
             Dialect::Modern => &mut self.modern_script,
         }

@@ -158,10 +158,23 @@ impl Part {
     }
 }
 
+/// Bytes of a piece that is only read to be in the page cache; every client of a slow disk has one.
+const WARMED_AT_ONCE: usize = 1 << 16;
+
 /// Reads a window into the page cache. Blocks for as long as the disk does.
 fn warm(file: &File, first: u64, length: usize) -> io::Result<()> {
-    let mut bytes = vec![0; length];
-    file.read_exact_at(&mut bytes, first)
+    let mut piece = vec![0; WARMED_AT_ONCE];
+    let mut done = 0;
+    while done < length {
+        let at = first + u64::try_from(done).unwrap_or(u64::MAX);
+        match file.read_at(&mut piece, at) {
+            Ok(0) => return Ok(()), // cut short: sendfile finds out
+            Ok(count) => done += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// The body of an answer.

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     boot::{
         Answer, Armed, Ask, Gate,
-        render::{IPXE_REFUSAL, RenderError, Urls, answer_name, lint::Dialect},
+        render::{GPXE_REFUSAL, IPXE_REFUSAL, RenderError, Urls, answer_name, lint::Dialect},
         root::{RelativePath, Root},
         sink::{Report, ReportAnswer, Seen, Sign, Sink},
     },
@@ -166,6 +166,14 @@ fn dialect(parts: &Parts) -> Dialect {
     Dialect::of_user_agent(parts.headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()))
 }
 
+fn refusal(dialect: Dialect) -> Rendered {
+    let text = match dialect {
+        Dialect::Gpxe => GPXE_REFUSAL,
+        Dialect::Ipxe2012 | Dialect::Modern => IPXE_REFUSAL,
+    };
+    Rendered::new(text.to_owned())
+}
+
 fn conditions<'a>(headers: &'a HeaderMap, method: &Method) -> Conditions<'a> {
     let header = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
     Conditions {
@@ -247,7 +255,7 @@ impl Routes {
     fn script(&self, mac: MacAddr, parts: &Parts, peer: IpAddr) -> Answered {
         let (script, sign, job) = match self.gate.answer(Ask::Netboot { mac }) {
             Answer::Unknown => return not_found(),
-            Answer::Refused(_) => (Rendered::new(IPXE_REFUSAL.to_owned()), Sign::NetbootRefused, None),
+            Answer::Refused(_) => (refusal(dialect(parts)), Sign::NetbootRefused, None),
             Answer::Boot(armed) => match self.renders.script(&armed, &self.urls, dialect(parts)) {
                 Ok(script) => (script, Sign::Script, Some(armed.job.clone())),
                 Err(problem) => return broken(&armed, &problem),

@@ -199,3 +199,58 @@ impl Write for Wire {
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+
+    use super::*;
+
+    fn outlet(text: &str) -> Outlet {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        let outlet = Outlet::default();
+        outlet.push(Span { file: Arc::new(file), first: 2, length: 6 });
+        outlet
+    }
+
+    #[test]
+    fn placeholders_are_told_by_their_address_and_nothing_else_is_taken_for_one() {
+        assert!(is_placeholder(placeholder(1)) && is_placeholder(placeholder(WINDOW)));
+        assert!(is_placeholder(&placeholder(10)[3..]), "what is left of one");
+        let copied = placeholder(10).to_vec();
+        assert!(!is_placeholder(&[0; 10]) && !is_placeholder(&copied));
+        assert_eq!(placeholder(WINDOW + 1).len(), WINDOW);
+    }
+
+    #[test]
+    fn a_part_of_a_file_leaves_for_its_placeholder() {
+        let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let outlet = outlet("abcdefghij");
+        assert_eq!(outlet.send(&ours, 4).unwrap(), 4);
+        outlet.settle(4);
+        assert_eq!(outlet.send(&ours, 100).unwrap(), 2, "no more than the span");
+        outlet.settle(2);
+        assert!(!outlet.is_broken());
+        assert!(outlet.send(&ours, 1).is_err(), "nothing is left to send");
+        drop(ours);
+        let mut got = String::new();
+        theirs.read_to_string(&mut got).unwrap();
+        assert_eq!(got, "cdefgh");
+    }
+
+    #[test]
+    fn a_placeholder_that_was_copied_breaks_the_connection_before_it_leaves() {
+        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let outlet = outlet("abcdefghij");
+        assert_eq!(outlet.send(&ours, 4).unwrap(), 4);
+        outlet.settle(5);
+        assert!(outlet.is_broken());
+    }
+
+    #[test]
+    fn a_file_that_was_cut_short_is_an_error() {
+        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert_eq!(outlet("ab").send(&ours, 4).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+}
