@@ -1,6 +1,9 @@
 //! The XenAPI client against a server that misbehaves: sessions, redirects, trust, lost answers, deadlines.
 
+mod databases;
+mod errors;
 mod identity;
+pub(crate) mod releases;
 mod server;
 mod trust;
 
