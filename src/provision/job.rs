@@ -266,7 +266,8 @@ pub struct LogLine {
 /// What a job that is being undone will end as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ending {
-    /// Failed or Cancelled (or Succeeded, when a settle check found a lost write).
+    /// Failed or Cancelled; Succeeded, when a settle check found a lost write; Queued, when a retry found the claim of
+    /// an earlier attempt and begins behind its undo.
     pub state: State,
     /// Why.
     pub reason: Option<Reason>,
@@ -560,9 +561,9 @@ impl Job {
         self.claim.as_ref().map(|claim| claim.nonce.as_str())
     }
 
-    /// `done` was reported, or the newest stage's percentage.
+    /// `done` was reported, or it went well without; else the newest stage's percentage.
     pub fn percent(&self) -> u8 {
-        if self.done_at.is_some() {
+        if self.done_at.is_some() || self.state == State::Succeeded {
             return 100;
         }
         self.stages.iter().rev().find_map(|stage| stage.percent).unwrap_or(0)

@@ -45,6 +45,9 @@ pub fn disarm(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan
     if is_at_target(job, seen) || is_our_pv(job, seen) {
         return Plan::Done(Outcome::Disarmed { unstarted: false });
     }
+    if came_of_our_pv_start(job, seen) && !runs_as_asked(job, seen) {
+        return stop(job, seen, trail, now);
+    }
     let detail =
         "it runs in network boot mode, started by somebody else; shut it down and it is put back by itself";
     give_up(job, Reason::StartedBySomeone, detail.into())
@@ -66,10 +69,14 @@ fn is_our_pv(job: &Job, seen: &Observed) -> bool {
     seen.vm.power_state == PowerState::Running
         && seen.vm.domain_type.is_some()
         && runs_as_asked(job, seen)
-        && job
-            .pv_start
-            .as_ref()
-            .is_some_and(|start| start.seen.as_deref() == Some(seen.metrics.start_time.as_str()))
+        && came_of_our_pv_start(job, seen)
+}
+
+/// The domain is that of our own E12. One that does not run as asked was built from a record that a coordinator had
+/// forgotten the restore of.
+fn came_of_our_pv_start(job: &Job, seen: &Observed) -> bool {
+    let mark = job.pv_start.as_ref().and_then(|start| start.seen.as_deref());
+    mark == Some(seen.metrics.start_time.as_str())
 }
 
 /// Halted: sure, once no start of ours can be under way any more.

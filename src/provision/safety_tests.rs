@@ -356,6 +356,16 @@ fn a_retry_that_meets_its_own_old_claim_puts_the_vm_back() {
     retried.intent = Some(Intent { effect: Effect::Restore, at: at(12) });
     let back = plan(Effect::Restore, &retried, &flipped, &trail(12, vec![]), at(12));
     assert_eq!(back, Plan::Call(Call::SetDomainType("pv".into())));
+    // Behind it the retry goes on by itself, as a new attempt; or not, when it was cancelled meanwhile.
+    for (cancelled, expected) in [(false, State::Queued), (true, State::Cancelled)] {
+        let mut released = Job { cursor: Some(Effect::Release), ..retried.clone() };
+        if cancelled {
+            released = step(&released, &Event::Cancel, at(13));
+        }
+        let next = step(&released, &Event::Done(Outcome::Released), at(14));
+        let attempt = retried.attempt + u32::from(!cancelled);
+        assert_eq!((next.state, next.attempt, next.ending), (expected, attempt, None));
+    }
 }
 
 #[test]

@@ -86,8 +86,12 @@ fn ahead(job: &mut Job, event: &Event, now: Timestamp) {
         // E0 met a claim of an earlier attempt: that one is undone first.
         Event::Unsettled(claim) if job.cursor == Some(Effect::Preflight) => {
             job.claim = Some(claim.as_ref().clone());
-            let text = "the VM carried the claim of an earlier attempt and was put back; retry it";
-            undo(job, State::Failed, Reason::ClaimLost, text, now);
+            job.ending = Some(Ending { state: State::Queued, reason: None });
+            job.note(
+                now,
+                format!("the VM carries the claim of attempt {}: it is put back first", claim.attempt),
+            );
+            begin_undo(job, now);
         }
         Event::Booted(_)
         | Event::Admitted
@@ -140,6 +144,11 @@ fn undoing(job: &mut Job, event: &Event, now: Timestamp) {
         Event::Cancel if job.options.keep_hvm_seconds.is_some() => {
             job.options.keep_hvm_seconds = None;
             job.note(now, "cancel: it is held up for debugging no longer");
+        }
+        Event::Cancel if goes_on(job) => {
+            let reason = Some(Reason::CancelledByOperator);
+            job.ending = Some(Ending { state: State::Cancelled, reason });
+            job.note(now, "cancel: it is put back, and does not go on then");
         }
         Event::Cancel => job.note(now, "cancel: it is being undone already"),
         Event::Sign(sign) => sign_seen(job, *sign, now),
@@ -204,11 +213,7 @@ fn parked(job: &mut Job, event: &Event, now: Timestamp) {
 
 fn ended(job: &mut Job, event: &Event, now: Timestamp) {
     match event {
-        Event::Retry if matches!(job.state, State::Failed | State::Cancelled) => {
-            job.next_attempt();
-            job.note(now, format!("attempt {}", job.attempt));
-            job.enter(State::Queued, now);
-        }
+        Event::Retry if matches!(job.state, State::Failed | State::Cancelled) => again(job, now),
         Event::Settled => job.settle_at = None,
         Event::Unsettled(claim) => {
             job.settle_at = None;
@@ -433,6 +438,7 @@ fn advance_undo(job: &mut Job, outcome: &Outcome, now: Timestamp) {
             job.note(now, format!("it could not be started as it was: {why}"));
             go_to(job, Effect::Release);
         }
+        Outcome::Released if goes_on(job) => again(job, now),
         Outcome::Released => {
             let ending = job.ending.unwrap_or(Ending { state: State::Failed, reason: job.reason });
             let detail = job.detail.clone();
@@ -450,6 +456,18 @@ fn advance_undo(job: &mut Job, outcome: &Outcome, now: Timestamp) {
         | Outcome::Completed
         | Outcome::EvidenceSeen(_) => {}
     }
+}
+
+/// What an earlier attempt left is undone, and then the retry goes on.
+fn goes_on(job: &Job) -> bool {
+    job.ending.is_some_and(|ending| ending.state == State::Queued)
+}
+
+/// Another attempt, with tokens of its own.
+fn again(job: &mut Job, now: Timestamp) {
+    job.next_attempt();
+    job.note(now, format!("attempt {}", job.attempt));
+    job.enter(State::Queued, now);
 }
 
 /// A failure or a cancel: the way back, or the end where nothing was begun.

@@ -240,7 +240,10 @@ impl Executor {
             && !gone
             && !Self::is_about_the_pool(error)
         {
-            return self.note(job, Event::Failed(reason_of(error), error.to_string())).await;
+            // A refused look is no refused start: what runs may be ours.
+            let starts = matches!(job.cursor, Some(Effect::Start | Effect::StartPv));
+            let reason = if starts { Reason::PoolRefused } else { reason_of(error) };
+            return self.note(job, Event::Failed(reason, error.to_string())).await;
         }
         let failures = {
             let mut memory = self.memory();
@@ -302,6 +305,10 @@ impl Executor {
         match (&job.claim, Claim::find(&seen.vm)) {
             (Some(claim), Found::Claim(found)) if found.owner == claim.owner && found.job == job.id => {
                 Event::Unsettled(found)
+            }
+            // The restore was forgotten between a look and E14's call.
+            (Some(claim), Found::Absent) if recovery::is_forgotten(job, seen) => {
+                Event::Unsettled(Box::new(claim.clone()))
             }
             (_, Found::Claim(_) | Found::Stray(_) | Found::Unreadable(_) | Found::Absent) => Event::Settled,
         }

@@ -285,7 +285,12 @@ impl Ledger {
                 !job.state.is_terminal() && !matches!(job.state, State::Queued | State::Undoing)
             }
             Some(State::Undoing | State::NeedsOperator) => {
-                !job.state.is_terminal() && !matches!(job.state, State::Undoing | State::NeedsOperator)
+                // A retry that found an earlier attempt's claim begins when that is undone.
+                let next =
+                    job.state == State::Queued && before.as_ref().is_some_and(|b| b.attempt < job.attempt);
+                !job.state.is_terminal()
+                    && !matches!(job.state, State::Undoing | State::NeedsOperator)
+                    && !next
             }
             Some(_) | None => false,
         };
