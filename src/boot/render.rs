@@ -157,6 +157,11 @@ impl Templates {
         self.sources.keys().map(String::as_str)
     }
 
+    /// A template as it was written; `None`: there is none of this name.
+    pub fn source(&self, name: &str) -> Option<&str> {
+        self.sources.get(name).map(String::as_str)
+    }
+
     /// The answer file; `Ok(None)`: the profile has none.
     pub fn render_answer(&self, armed: &Armed, urls: &Urls) -> Result<Option<String>, RenderError> {
         let Some(name) = armed.files.answer.as_deref() else { return Ok(None) };

@@ -61,9 +61,8 @@ enum Command {
     Deploy(deploy::DeployArgs),
     /// Recovery mode: boot a rescue system over the network once, then put the VM back. Erases nothing.
     Rescue(rescue::RescueArgs),
-    /// Look at jobs, and operate them.
-    #[command(subcommand)]
-    Jobs(jobs::JobsCommand),
+    /// Look at jobs, and operate them; alone: list them.
+    Jobs(jobs::JobsArgs),
     /// Put VMs back from the claims in the pool alone; needs no database.
     Restore(restore::RestoreArgs),
     /// Show what a machine would be served.
@@ -176,7 +175,7 @@ async fn run(cli: Cli) -> Answer {
         Command::Vm(command) => vm::run(&command, &config).await,
         Command::Deploy(args) => deploy::run(&args, &config).await,
         Command::Rescue(args) => rescue::run(args, &config).await,
-        Command::Jobs(command) => jobs::run(&command, &config).await,
+        Command::Jobs(args) => jobs::run(&args, &config).await,
         Command::Restore(args) => restore::run(&args, &config).await,
         Command::Render(args) => render::run(&args, &config).await,
         Command::Demo(args) => match demo::run(&args).await {

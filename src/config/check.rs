@@ -127,6 +127,7 @@ impl Checker<'_> {
         let Some(At { value: raw, .. }) = limits else { return default };
         Limits {
             installs_per_pool: self.within(&raw.installs_per_pool, default.installs_per_pool, (1, 1000)),
+            installs_per_host: self.within(&raw.installs_per_host, default.installs_per_host, (1, 1000)),
             // Two are kept for restores, so there must be a third.
             calls_per_pool: self.within(&raw.calls_per_pool, default.calls_per_pool, (3, 64)),
         }

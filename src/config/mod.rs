@@ -8,7 +8,7 @@ mod problem;
 mod raw;
 mod read;
 
-use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::Ipv4Addr, num::NonZeroU16, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -240,6 +240,8 @@ pub enum EvidenceKind {
     Lease,
     /// An address from the guest agent (weak).
     Agent,
+    /// It accepts connections on this TCP port, at its lease's or its agent's address (weak).
+    Tcp(NonZeroU16),
     /// None is to be had (weak).
     None,
 }
@@ -262,13 +264,15 @@ pub struct MachineConfig {
 pub struct Limits {
     /// Installations at once per pool.
     pub installs_per_pool: u32,
+    /// Installations at once per host that may run them.
+    pub installs_per_host: u32,
     /// XenAPI calls at once per pool.
     pub calls_per_pool: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { installs_per_pool: 4, calls_per_pool: 8 }
+        Self { installs_per_pool: 4, installs_per_host: 4, calls_per_pool: 8 }
     }
 }
 

@@ -173,6 +173,8 @@ pub struct Observed {
     pub task: Option<TaskState>,
     /// Addresses that the guest agent tells (read only for E13).
     pub guest_addresses: Vec<String>,
+    /// The guest accepts connections on the profile's TCP port (tried only for E13).
+    pub answers: bool,
 }
 
 impl Observed {
@@ -318,7 +320,6 @@ pub fn backoff(failures: usize) -> Duration {
 pub fn reason_of(error: &CallError) -> Reason {
     match error.failure().map(|failure| failure.code.as_str()) {
         Some("RBAC_PERMISSION_DENIED" | "PERMISSION_DENIED") => Reason::RightsMissing,
-        Some("HANDLE_INVALID" | "UUID_INVALID") => Reason::VmGone,
         Some("OPERATION_BLOCKED") => Reason::OperationBlocked,
         Some("VM_IS_PROTECTED") => Reason::HaProtected,
         Some(_) | None => Reason::PoolRefused,
@@ -518,6 +519,7 @@ fn evidence(job: &Job, seen: &Observed, now: Timestamp) -> Plan {
         EvidenceKind::Report => false,
         EvidenceKind::Lease => job.signs.get(&crate::boot::sink::Sign::Lease).is_some_and(|&at| at >= since),
         EvidenceKind::Agent => !seen.guest_addresses.is_empty(),
+        EvidenceKind::Tcp(_) => seen.answers,
         EvidenceKind::None => true,
     };
     let deadline = since + job.deadlines.evidence;

@@ -90,6 +90,7 @@ socket = "{folder}/{ADMIN_SOCKET}"
 
 [limits]
 installs_per_pool = {at_once}
+installs_per_host = {at_once}
 
 [deadlines]
 poll = "1s"

@@ -412,9 +412,10 @@ impl Pool {
         self.doors.close_all();
         self.stale.clear();
         self.epoch += 1;
-        self.forget_tasks(now);
         let lose = u64::try_from(lose.as_millis()).unwrap_or(u64::MAX);
         self.db.forget_after(Timestamp::from_millis(now.millis().saturating_sub(lose)));
+        // Behind the loss: what the database says of operations under way is not believed.
+        self.forget_tasks(now);
         self.follow_domains(now);
     }
 
