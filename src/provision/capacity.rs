@@ -27,7 +27,9 @@ pub fn at_once(wishes: &[Wish], free: &BTreeMap<String, u64>, caps: Caps) -> BTr
         let count = |host: &&String| taken.get(*host).copied().unwrap_or_default();
         let room = |host: &&String| left.get(*host).copied().unwrap_or(u64::MAX);
         let fits = |host: &&String| count(host) < caps.host && room(host) >= wish.memory;
-        let roomiest = wish.hosts.iter().filter(fits).max_by_key(|host| (room(host), u32::MAX - count(host)));
+        // Of equal ones the first: max_by_key takes the last.
+        let roomiest =
+            wish.hosts.iter().rev().filter(fits).max_by_key(|host| (room(host), u32::MAX - count(host)));
         let Some(host) = roomiest.cloned() else { continue };
         if let Some(left) = left.get_mut(&host) {
             *left = left.saturating_sub(wish.memory);

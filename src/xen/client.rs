@@ -228,7 +228,7 @@ impl Client {
         again: Again,
         sent: &AtomicBool,
     ) -> Result<Value, CallError> {
-        let repeats = again == Again::AtOnce || !method.changes_the_pool();
+        let repeats = again == Again::AtOnce;
         let (mut relogins, mut reconnects, mut hops) = (0, 0, 0);
         loop {
             let session = self.session().await?;
@@ -314,11 +314,12 @@ impl Transport for Client {
 enum Again {
     /// The client, under its new session.
     AtOnce,
-    /// Of a change the caller, when it has looked: a coordinator that came back may have forgotten what it saw.
+    /// The caller, beginning with its look: a coordinator that came back may have forgotten what it saw so far.
     WhenLooked,
 }
 
-/// The same pool for jobs: a change is never repeated behind a new login without another look.
+/// The same pool for jobs: nothing is repeated behind a new login, so that a look at a VM and the change that follows
+/// from it are of one session, and of one database.
 #[derive(Debug, Clone)]
 pub struct ForJobs(pub Arc<Client>);
 

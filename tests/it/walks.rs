@@ -367,21 +367,20 @@ fn no_claim(effect: Effect, job: &Job, seen: &Observed, trail: &Trail, now: Time
     }
 }
 
-fn release_before_restore(effect: Effect, job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
-    match effect {
-        Effect::Restore => Plan::Done(Outcome::Restored { durable: true }),
-        Effect::Release => blind_release(job, seen, trail, now),
-        _ => plan(effect, job, seen, trail, now),
+/// E14 without its look at what E11 put back, which would mend what these mutants do.
+fn release_unseen(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
+    match plan(Effect::Release, job, seen, trail, now) {
+        Plan::LookAgain => Plan::Call(Call::RemoveFromOtherConfig(CLAIM_KEY.into())),
+        other => other,
     }
 }
 
-/// E14 without its own look at what E11 put back, which alone would catch both mutants.
-fn blind_release(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
-    let mut job = job.clone();
-    if let Some(claim) = &mut job.claim {
-        claim.touched.clear();
+fn release_before_restore(effect: Effect, job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
+    match effect {
+        Effect::Restore => Plan::Done(Outcome::Restored { durable: true }),
+        Effect::Release => release_unseen(job, seen, trail, now),
+        _ => plan(effect, job, seen, trail, now),
     }
-    plan(Effect::Release, &job, seen, trail, now)
 }
 
 fn no_read_back(effect: Effect, job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
@@ -396,7 +395,7 @@ fn no_read_back(effect: Effect, job: &Job, seen: &Observed, trail: &Trail, now: 
             }
             plan(effect, job, &before, trail, now)
         }
-        Effect::Release => blind_release(job, seen, trail, now),
+        Effect::Release => release_unseen(job, seen, trail, now),
         _ => plan(effect, job, seen, trail, now),
     }
 }

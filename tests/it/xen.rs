@@ -131,7 +131,7 @@ async fn an_expired_session_costs_one_login_and_one_repeat() {
 
 /// A coordinator that came back may have forgotten what the caller saw.
 #[tokio::test]
-async fn a_change_of_a_job_is_repeated_only_by_the_job_itself() {
+async fn a_call_of_a_job_is_repeated_only_by_the_job_itself() {
     for (refusal, class) in [("SESSION_INVALID", Class::Relogin), ("HOST_IS_SLAVE", Class::Redirect)] {
         let next = Server::start(friendly).await;
         let named = next.address.to_string();

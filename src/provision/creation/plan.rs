@@ -109,6 +109,9 @@ pub fn template_of<'c>(wish: &Wish, vms: &'c [VmRecord]) -> Result<&'c VmRecord,
     Ok(template)
 }
 
+/// More names than this are no help.
+const MANY: usize = 12;
+
 /// The one thing of this uuid or name.
 fn one<'t, T>(
     what: &str,
@@ -119,10 +122,13 @@ fn one<'t, T>(
     if let Some(found) = all.iter().find(|item| names(item).0 == wanted) {
         return Ok(found);
     }
+    let mut known: Vec<String> = all.iter().map(|item| format!("\"{}\"", names(item).1)).collect();
+    known.sort();
+    let known = if known.len() > MANY { String::new() } else { format!("; there are: {}", known.join(", ")) };
     let named: Vec<&T> = all.into_iter().filter(|item| names(item).1 == wanted).collect();
     match named.as_slice() {
         [only] => Ok(only),
-        [] => Err(format!("the pool has no {what} \"{wanted}\"")),
+        [] => Err(format!("the pool has no {what} \"{wanted}\"{known}")),
         [_, _, ..] => {
             let uuids: Vec<&str> = named.iter().map(|item| names(item).0.as_str()).collect();
             let count = uuids.len();

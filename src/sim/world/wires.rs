@@ -44,7 +44,7 @@ pub(super) struct Shared {
     pub(super) storm: Option<Storm>,
     /// What befalls the calls of one effect.
     pub(super) strike: Option<Strike>,
-    /// Every session ended with the coordinator's process: a read logs in anew and nobody notices, a change is refused.
+    /// Every session ended with the coordinator's process: the next call is refused, and logs in anew.
     pub(super) logged_out: bool,
     /// The calls so far, each with the effect whose intent was stored.
     pub(super) called: BTreeSet<(Effect, Method)>,
@@ -175,9 +175,9 @@ fn struck(shared: &mut Shared, deed: Deed, method: Method, params: &[Value]) -> 
     }
 }
 
-/// The first call since the sessions ended: the client logs in, and leaves it to the caller to repeat a change.
+/// The first call since the sessions ended: the client logs in, and leaves it to the job to look anew.
 fn logged_out(shared: &mut Shared, method: Method) -> Option<CallError> {
-    let refused = std::mem::take(&mut shared.logged_out) && method.changes_the_pool();
+    let refused = std::mem::take(&mut shared.logged_out);
     let failure = || crate::xen::Failure::new("SESSION_INVALID", &["OpaqueRef:old"]);
     refused.then(|| CallError::Failed { method: method.name(), failure: failure() })
 }
