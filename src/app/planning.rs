@@ -18,13 +18,12 @@ use crate::{
         render::Templates,
         root::{RelativePath, Root},
     },
-    config::{Config, Fetch, Limits, Profile},
+    config::{Config, Limits, Profile},
     provision::{
         admission::Caps,
         capacity::{Wish, at_once},
     },
     secret::hex,
-    tftp,
     xen::{CallError, api::Api, records::HostRecord},
 };
 
@@ -77,23 +76,19 @@ pub fn files(config: &Config, templates: &Templates, profiles: &BTreeSet<String>
     };
     for profile in profiles.iter().filter_map(|name| config.profiles.get(name)) {
         let (Some(boot), Some(http)) = (&profile.boot, &config.http) else { continue };
-        let limit = match boot.fetch {
-            Fetch::Http => u64::MAX,
-            Fetch::Tftp => tftp::FILE_LIMIT,
-        };
-        add(file(&http.root, &boot.kernel, FileRole::Kernel, profile, limit));
-        boot.initrd.iter().for_each(|path| add(file(&http.root, path, FileRole::Initrd, profile, limit)));
+        add(file(&http.root, &boot.kernel, FileRole::Kernel, profile));
+        boot.initrd.iter().for_each(|path| add(file(&http.root, path, FileRole::Initrd, profile)));
         if let Some(name) = &boot.answer {
             add(answer(name, templates, profile));
         }
         if let Some(tftp) = &config.tftp {
-            add(file(&tftp.root, &tftp.loader, FileRole::Loader, profile, tftp::FILE_LIMIT));
+            add(file(&tftp.root, &tftp.loader, FileRole::Loader, profile));
         }
     }
     plans
 }
 
-fn file(root: &Path, path: &str, role: FileRole, profile: &Profile, limit: u64) -> FilePlan {
+fn file(root: &Path, path: &str, role: FileRole, profile: &Profile) -> FilePlan {
     let (bytes, sha256) = match look(root, path) {
         Some((bytes, sha256)) => (Some(bytes), sha256),
         None => (None, None),
@@ -104,7 +99,7 @@ fn file(root: &Path, path: &str, role: FileRole, profile: &Profile, limit: u64) 
         profiles: vec![profile.name.clone()],
         bytes,
         sha256,
-        problem: file_problem(root, path, limit),
+        problem: file_problem(root, path),
     }
 }
 
