@@ -58,6 +58,7 @@ fn is_shell(path: &str) -> bool {
         || path.starts_with("provision/executor/")
         || path.starts_with("xen/client")
         || path.starts_with("config/load")
+        || path.starts_with("dhcp/server/")
         || ["server.rs", "client.rs", "runner.rs", "clock.rs", "main.rs", "root.rs"].contains(&file)
 }
 
