@@ -3,14 +3,18 @@
 CARGO ?= cargo
 ARGS ?=
 LAB ?= target/lab
+SECONDS ?= 60
 
-.PHONY: help build demo lab test test-full check-tools
+.PHONY: help build demo lab bench fuzz test test-full check-tools
 
 help:
 	@echo "make demo [ARGS=...]   the whole cycle on loopback; needs Rust and a C compiler, no root"
 	@echo "                       ARGS: --vms N, --seed S, --faults, --json"
 	@echo "make lab [ARGS=...]    the whole cycle in QEMU with real firmware, installer and pygrub; root, Debian"
 	@echo "                       ARGS: --vms N, --json"
+	@echo "make bench [ARGS=...]  beside dnsmasq, tftpd-hpa, atftpd, Kea and nginx: ratios, target/bench.json; root, Debian"
+	@echo "                       ARGS: --quick (2 minutes), --only tftp|http|dhcp|decode"
+	@echo "make fuzz [SECONDS=60] each target of fuzz/ for so long; installs cargo-fuzz; RUNS=N: so many executions instead"
 	@echo "make test              format, clippy, unit and integration tests; a time for each group"
 	@echo "make test-full         make test, ten times as many walks, the demos, foreign XenAPI clients, the lab"
 	@echo "make build             target/debug/bootflip"
@@ -38,6 +42,28 @@ lab: check-tools
 	@tests/lab/prepare.sh $(LAB) 1>&2
 	@$(CARGO) build --locked 1>&2
 	@target/debug/bootflip lab --dir $(LAB) $(ARGS)
+
+bench: check-tools
+	@[ "$$(id -u)" = 0 ] || { echo "make bench needs root: it makes network namespaces"; exit 1; }
+	@benches/prepare.sh target/bench 1>&2
+	@$(CARGO) bench --locked --bench compare -- $(ARGS)
+
+# libFuzzer is C++. New finds stay out of the corpus in git: they go to fuzz/target.
+fuzz: check-tools
+	@command -v c++ >/dev/null || { \
+	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	        echo "a C++ compiler is missing: installing g++"; \
+	        apt-get -q update >/dev/null && apt-get -qy install g++ >/dev/null; \
+	    else \
+	        echo "a C++ compiler is missing (libFuzzer is C++): install g++"; exit 1; \
+	    fi; }
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz
+	@set -e; for target in $$($(CARGO) fuzz list); do \
+	    echo "== $$target"; \
+	    mkdir -p fuzz/target/corpus/$$target; \
+	    RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run $$target fuzz/target/corpus/$$target fuzz/corpus/$$target -- \
+	        -print_final_stats=1 -verbosity=0 $(if $(RUNS),-runs=$(RUNS),-max_total_time=$(SECONDS)); \
+	done
 
 test: check-tools
 	@tests/run.sh

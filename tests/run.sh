@@ -33,7 +33,7 @@ group unit cargo test --locked --lib
 if [ "$(id -u)" = 0 ] && [ -x tests/lab/prepare.sh ]; then
     group lab-files tests/lab/prepare.sh target/lab
 fi
-if [ "$(id -u)" = 0 ]; then
+if [ "$(id -u)" = 0 ] && [ -x tests/net/prepare.sh ]; then
     group net-programs tests/net/prepare.sh
 fi
 # 2,000 walks here; the 10,000 of the acceptance criterion, and the tests marked as slow, in `make test-full`.

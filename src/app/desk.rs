@@ -1,7 +1,10 @@
 //! Does what the admin socket is asked: looks at jobs and VMs, plans, makes jobs, operates them. A shell over the
 //! executor and the pools; it decides nothing about a job itself.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use futures_util::{StreamExt, future::join_all, stream};
 
@@ -9,6 +12,7 @@ use super::{
     inventory::Known,
     machines::{self, VmView},
     orders::{Health, Order, OrderAnswer, OrderLine, Outcome, PoolAway, RenderOrder},
+    planning,
     preview::{self, PreviewError, machine_config, profile_for},
     selection::{Candidate, Selection, resolve},
     views::{self, JobView},
@@ -23,6 +27,7 @@ use crate::{
     dhcp::server::Board,
     provision::{
         Event,
+        capacity::Wish,
         executor::{Executor, OperationError},
         job::{Batch, NewJob, Options},
         reason::Reason,
@@ -119,15 +124,42 @@ impl Desk {
 
     /// What an order would come to; changes nothing.
     pub async fn plan(&self, order: &Order, asked_by: &str) -> Result<OrderAnswer, DeskError> {
-        self.carry_out(order, asked_by, Deed::Plan).await
+        let (mut answer, wishes) = self.carry_out(order, asked_by, Deed::Plan).await?;
+        if order.whole {
+            self.look_around(&mut answer, &wishes).await;
+        }
+        Ok(answer)
+    }
+
+    /// Adds to a plan what hosts can take, and the files that would be served.
+    async fn look_around(&self, answer: &mut OrderAnswer, wishes: &BTreeMap<String, Vec<Wish>>) {
+        for (name, wishes) in wishes {
+            let Some(api) = self.apis.get(name) else { continue };
+            match planning::pool(name, api, &self.config.limits, wishes).await {
+                Ok(pool) => answer.pools.push(pool),
+                Err(error) => {
+                    answer.pools_away.push(PoolAway { pool: name.clone(), problem: error.to_string() });
+                }
+            }
+        }
+        let named: BTreeSet<String> = answer.vms.iter().filter_map(|line| line.profile.clone()).collect();
+        let (config, templates) = (Arc::clone(&self.config), Arc::clone(&self.templates));
+        let read = tokio::task::spawn_blocking(move || planning::files(&config, &templates, &named));
+        answer.files = read.await.unwrap_or_default();
     }
 
     /// Makes the jobs of an order; none when one of its selectors cannot be resolved.
     pub async fn deploy(&self, order: &Order, asked_by: &str) -> Result<OrderAnswer, DeskError> {
-        self.carry_out(order, asked_by, Deed::Make).await
+        Ok(self.carry_out(order, asked_by, Deed::Make).await?.0)
     }
 
-    async fn carry_out(&self, order: &Order, asked_by: &str, deed: Deed) -> Result<OrderAnswer, DeskError> {
+    /// What became of the VMs; and, by pool, what those ask of it that are ready.
+    async fn carry_out(
+        &self,
+        order: &Order,
+        asked_by: &str,
+        deed: Deed,
+    ) -> Result<(OrderAnswer, BTreeMap<String, Vec<Wish>>), DeskError> {
         if order.selectors.is_empty() {
             return Err(DeskError::Empty);
         }
@@ -138,7 +170,8 @@ impl Desk {
         let Selection { chosen, unresolved } = resolve(&order.selectors, &candidates);
         if deed == Deed::Make && !unresolved.is_empty() {
             // A mistyped name: better none than some.
-            return Ok(OrderAnswer { vms: Vec::new(), unresolved, pools_away });
+            let answer = OrderAnswer { unresolved, pools_away, ..OrderAnswer::default() };
+            return Ok((answer, BTreeMap::new()));
         }
         let heeds = order.max_parallel.or(order.first).or(order.stop_after).is_some();
         let batch = heeds.then(|| Batch {
@@ -149,49 +182,61 @@ impl Desk {
         });
         let asked = Asked { order, asked_by, batch, deed };
         let lines = stream::iter(chosen).map(|vm| self.line(vm, &asked)).buffered(AT_ONCE);
-        Ok(OrderAnswer { vms: lines.collect().await, unresolved, pools_away })
+        let (mut vms, mut wishes) = (Vec::new(), BTreeMap::<String, Vec<Wish>>::new());
+        for (line, wish) in lines.collect::<Vec<_>>().await {
+            if let Some(wish) = wish.filter(|_| line.outcome != Outcome::Refused) {
+                wishes.entry(line.pool.clone()).or_default().push(wish);
+            }
+            vms.push(line);
+        }
+        Ok((OrderAnswer { vms, unresolved, pools_away, ..OrderAnswer::default() }, wishes))
     }
 
-    /// One VM of an order.
-    async fn line(&self, vm: Candidate, asked: &Asked<'_>) -> OrderLine {
+    /// One VM of an order, and what it asks of its pool where it was looked at.
+    async fn line(&self, vm: Candidate, asked: &Asked<'_>) -> (OrderLine, Option<Wish>) {
         let mut line = blank(&vm);
         if let Some(live) = self.live_job(&vm) {
-            return OrderLine {
+            let line = OrderLine {
                 outcome: Outcome::Existing,
                 detail: format!("it has a live job, which is {}", live.1),
                 job: Some(live.0),
                 ..line
             };
+            return (line, None);
         }
         let new = match self.new_job(&vm, asked) {
             Ok(new) => new,
-            Err(error) => return OrderLine { detail: error.to_string(), ..line },
+            Err(error) => return (OrderLine { detail: error.to_string(), ..line }, None),
         };
         line.profile = Some(new.profile.name.clone());
+        let mut wish = None;
         if asked.deed == Deed::Plan || !asked.order.planned {
-            line = self.look(line, &new).await;
+            (line, wish) = self.look(line, &new).await;
             if asked.deed == Deed::Plan || line.outcome == Outcome::Refused {
-                return line;
+                return (line, wish);
             }
         }
-        match self.executor.create(new).await {
+        let line = match self.executor.create(new).await {
             Ok((job, true)) => OrderLine { outcome: Outcome::Created, job: Some(job.id), ..line },
             Ok((job, false)) => OrderLine { outcome: Outcome::Existing, job: Some(job.id), ..line },
             Err(error) => OrderLine { outcome: Outcome::Refused, detail: error.to_string(), ..line },
-        }
+        };
+        (line, wish)
     }
 
     /// E0, without a job.
-    async fn look(&self, line: OrderLine, new: &NewJob) -> OrderLine {
+    async fn look(&self, line: OrderLine, new: &NewJob) -> (OrderLine, Option<Wish>) {
         let preview = match self.executor.preview(new.clone()).await {
             Ok(Ok(preview)) => preview,
             Ok(Err(error)) if error.failure().is_none() => {
-                return OrderLine { outcome: Outcome::Unknown, detail: error.to_string(), ..line };
+                let line = OrderLine { outcome: Outcome::Unknown, detail: error.to_string(), ..line };
+                return (line, None);
             }
-            Ok(Err(error)) => return OrderLine { detail: error.to_string(), ..line },
-            Err(error) => return OrderLine { detail: error.to_string(), ..line },
+            Ok(Err(error)) => return (OrderLine { detail: error.to_string(), ..line }, None),
+            Err(error) => return (OrderLine { detail: error.to_string(), ..line }, None),
         };
-        match preview.verdict {
+        let line = OrderLine { memory: Some(preview.memory), hosts: preview.hosts, ..line };
+        let line = match preview.verdict {
             Ok(cleared) => {
                 let erases = cleared.disk.map(|(position, _)| {
                     let words = format!("{position} ");
@@ -208,7 +253,8 @@ impl Desk {
                 }
             }
             Err((reason, detail)) => refused(OrderLine { disks: preview.disks, ..line }, reason, detail),
-        }
+        };
+        (line, Some(preview.wish))
     }
 
     fn live_job(&self, vm: &Candidate) -> Option<(String, String)> {
@@ -257,6 +303,8 @@ impl Desk {
                 }
             }
         }
+        // `--first 1` means the same VM every time.
+        candidates.sort_by(|a, b| (&a.pool, &a.name, &a.uuid).cmp(&(&b.pool, &b.name, &b.uuid)));
         (candidates, away)
     }
 
@@ -351,6 +399,8 @@ fn blank(vm: &Candidate) -> OrderLine {
         running: false,
         erases: None,
         disks: Vec::new(),
+        memory: None,
+        hosts: Vec::new(),
     }
 }
 

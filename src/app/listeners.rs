@@ -76,7 +76,7 @@ pub(super) async fn bind(config: &Config, shared: &Shared) -> Result<Listeners, 
             urls: urls.clone().unwrap_or_else(|| Urls::new("")),
             files: config.http.as_ref().map_or_else(|| tftp.root.clone(), |http| http.root.clone()),
         };
-        listeners.tftp = Some(tftp::server::bind(tftp, parts, Arc::new(tftp::server::AsyncTftp))?);
+        listeners.tftp = Some(tftp::server::bind(tftp, parts, tftp::server::engine(tftp))?);
     }
     let boot = dhcp::server::BootServices {
         url: urls.map(|urls| urls.base().to_owned()),

@@ -10,10 +10,13 @@ pub mod desk;
 pub mod identity;
 pub mod inventory;
 pub mod key;
+pub mod loaders;
 pub mod machines;
 pub mod orders;
+pub mod planning;
 pub mod preview;
 pub mod probe;
+pub mod reach;
 pub mod selection;
 pub mod serving;
 pub mod templates;
@@ -41,6 +44,7 @@ use crate::{
     clock::{Clock, SystemClock},
     config::Config,
     provision::{
+        admission::Caps,
         executor::{Decisions, Executor, Parts, PoolAccess},
         runner::{self, Bell, Rings},
     },
@@ -50,7 +54,7 @@ use crate::{
     },
     xen::{
         api::Api,
-        client::{Client, ClientError, WayBack},
+        client::{Client, ClientError, ForJobs, WayBack},
     },
 };
 
@@ -166,6 +170,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
         key,
         serving: Arc::clone(&offer) as _,
         wakers: Arc::new(bell.clone()),
+        reach: Arc::new(reach::Tcp),
         nonce: Box::new(key::nonce),
         decisions: Decisions::default(),
     }));
@@ -213,10 +218,10 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
 fn pools(config: &Config, clients: &BTreeMap<String, Arc<Client>>) -> BTreeMap<String, PoolAccess> {
     let access = |(name, client): (&String, &Arc<Client>)| {
         let access = PoolAccess {
-            api: Api::new(Arc::clone(client) as _),
+            api: Api::new(Arc::new(ForJobs(Arc::clone(client)))),
             way_back: Api::new(Arc::new(WayBack(Arc::clone(client)))),
             allow: config.pools.get(name)?.allow.clone(),
-            installs: config.limits.installs_per_pool,
+            installs: Caps { pool: config.limits.installs_per_pool, host: config.limits.installs_per_host },
         };
         Some((name.clone(), access))
     };

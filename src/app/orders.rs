@@ -38,6 +38,9 @@ pub struct Order {
     /// The plan was looked at just now: make the jobs without another look (each looks by itself before it begins).
     #[serde(default)]
     pub planned: bool,
+    /// A plan tells of hosts and files too.
+    #[serde(default)]
+    pub whole: bool,
 }
 
 /// What became of one VM of an order.
@@ -97,6 +100,98 @@ pub struct OrderLine {
     pub erases: Option<String>,
     /// All its disks, in words.
     pub disks: Vec<String>,
+    /// Bytes that it takes of a host while it is installed, Xen's share included (a plan).
+    #[serde(default)]
+    pub memory: Option<u64>,
+    /// The names of the hosts that can run it then (a plan).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<String>,
+}
+
+/// What a pool would do with the VMs of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolPlan {
+    /// Its name.
+    pub pool: String,
+    /// How many of its VMs are ready.
+    pub vms: u32,
+    /// How many of them would be under way at once; the others wait in the queue.
+    pub at_once: u32,
+    /// `limits.installs_per_pool`.
+    pub installs_per_pool: u32,
+    /// `limits.installs_per_host`.
+    pub installs_per_host: u32,
+    /// Its hosts.
+    pub hosts: Vec<HostPlan>,
+}
+
+/// One host of a [`PoolPlan`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostPlan {
+    /// Its name label.
+    pub name: String,
+    /// Not in maintenance.
+    pub enabled: bool,
+    /// It can run HVM guests.
+    pub takes_hvm: bool,
+    /// It can run PV guests.
+    pub takes_pv: bool,
+    /// Its memory in bytes; 0 while it is away.
+    pub memory: u64,
+    /// Bytes free for a start, other guests ballooned down; absent where it tells none.
+    pub free: Option<u64>,
+    /// How many of the plan's VMs it would take at once.
+    pub at_once: u32,
+}
+
+/// What a served file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FileRole {
+    /// The kernel.
+    Kernel,
+    /// An initrd.
+    Initrd,
+    /// The answer file's template.
+    Answer,
+    /// What network cards without iPXE get by TFTP.
+    Loader,
+}
+
+impl FileRole {
+    /// The word in tables.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Initrd => "initrd",
+            Self::Answer => "answer",
+            Self::Loader => "loader",
+        }
+    }
+}
+
+/// A file that would be served.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilePlan {
+    /// Where it is; of a template its name.
+    pub path: String,
+    /// What it is.
+    pub role: FileRole,
+    /// The profiles that have it.
+    pub profiles: Vec<String>,
+    /// Its size; absent: there is no such file.
+    pub bytes: Option<u64>,
+    /// Its hash in hex; absent of what is not there, cannot be read or is very large.
+    pub sha256: Option<String>,
+    /// Why it could not be served.
+    pub problem: Option<String>,
+}
+
+impl FilePlan {
+    /// The same file for the same end, whoever wants it.
+    pub fn is_same(&self, other: &Self) -> bool {
+        (&self.path, self.role, &self.problem) == (&other.path, other.role, &other.problem)
+    }
 }
 
 /// A pool that does not answer.
@@ -117,6 +212,12 @@ pub struct OrderAnswer {
     pub unresolved: Vec<Unresolved>,
     /// Pools that do not answer; VMs of theirs are known from an earlier reading or not at all.
     pub pools_away: Vec<PoolAway>,
+    /// What the pools' hosts can take (a whole plan).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pools: Vec<PoolPlan>,
+    /// The files that would be served (a whole plan).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<FilePlan>,
 }
 
 /// `POST /v1/jobs/{id}/resolve`.

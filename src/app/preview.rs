@@ -6,7 +6,7 @@ use super::orders::RenderKind;
 use crate::{
     boot::{
         ArmPhase, Armed,
-        render::{RenderError, Templates, Urls},
+        render::{RenderError, SCRIPT, Templates, Urls, lint::Dialect},
     },
     config::{BootFiles, Config, MachineConfig, Profile},
     machine::MacAddr,
@@ -102,9 +102,10 @@ pub async fn render(
     };
     let wanted = machine.and_then(|machine| machine.disk.as_ref()).or(profile.disk.as_ref());
     let disk = disk(api, vm, wanted.map(String::as_str)).await?;
-    let armed = sample(profile, files, variables(profile, machine), Target { vm, mac, disk });
+    let target = Target { name: &vm.name_label, uuid: &vm.uuid, mac, disk };
+    let armed = sample(profile, files, variables(profile, machine), target);
     Ok(match kind {
-        RenderKind::Script => templates.ipxe_script(&armed, urls)?,
+        RenderKind::Script => templates.ipxe_script(&armed, urls, Dialect::Ipxe2012)?,
         RenderKind::Pxelinux => templates.pxelinux_config(&armed, urls)?,
         RenderKind::Args => templates.render_args(&armed, urls)? + "\n",
         RenderKind::Answer => templates
@@ -113,8 +114,31 @@ pub async fn render(
     })
 }
 
+/// What a boot script of one's own would do to the firmware of a machine of this profile: `Ok`: nothing. `None`: the
+/// profile has no boot files, or the script is ours. Asks no pool; variables are those of the first machine with this
+/// profile.
+pub fn own_script(
+    config: &Config,
+    profile: &Profile,
+    templates: &Templates,
+    urls: &Urls,
+) -> Option<Result<(), RenderError>> {
+    let files = profile.boot.clone().filter(|_| templates.names().any(|name| name == SCRIPT))?;
+    let disk = Some(("0".to_owned(), 1 << 34));
+    let uuid = uuid::Uuid::nil().to_string();
+    let target = Target { name: "example", uuid: &uuid, mac: EXAMPLE, disk };
+    let machine = config.machines.values().find(|machine| machine.profile.as_deref() == Some(&profile.name));
+    let armed = sample(profile, files, variables(profile, machine), target);
+    let dialects = [Dialect::Ipxe2012, Dialect::Modern];
+    Some(dialects.into_iter().try_for_each(|dialect| templates.ipxe_script(&armed, urls, dialect).map(drop)))
+}
+
+/// A MAC of nobody's.
+const EXAMPLE: MacAddr = MacAddr::new([0x02, 0, 0, 0, 0, 0]);
+
 struct Target<'a> {
-    vm: &'a VmRecord,
+    name: &'a str,
+    uuid: &'a str,
     mac: MacAddr,
     disk: Option<(String, u64)>,
 }
@@ -131,8 +155,8 @@ fn sample(
     Armed {
         job: "preview".to_owned(),
         attempt: 0,
-        vm_name: target.vm.name_label.clone(),
-        vm_uuid: target.vm.uuid.clone(),
+        vm_name: target.name.to_owned(),
+        vm_uuid: target.uuid.to_owned(),
         mac: target.mac,
         render: token(TokenUse::Render),
         report: token(TokenUse::Report),

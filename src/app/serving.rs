@@ -14,9 +14,8 @@ use crate::{
         render::{Templates, Urls},
         root::{RelativePath, Root},
     },
-    config::{BootFiles, Fetch},
+    config::BootFiles,
     provision::executor::Serving,
-    tftp,
 };
 
 /// What this server has to offer.
@@ -66,17 +65,12 @@ impl Serving for Offer {
 
 /// What is wrong with the files of a network boot, beneath `root`.
 pub fn boot_file_problems<'a>(root: &'a Path, boot: &'a BootFiles) -> impl Iterator<Item = String> + 'a {
-    let limit = match boot.fetch {
-        Fetch::Http => u64::MAX,
-        Fetch::Tftp => tftp::FILE_LIMIT,
-    };
     let files = std::iter::once(&boot.kernel).chain(&boot.initrd);
-    files.filter_map(move |file| file_problem(root, file, limit))
+    files.filter_map(move |file| file_problem(root, file))
 }
 
-/// What is wrong with a boot file: it must be a readable regular file beneath `root`, not empty, and of at most
-/// `limit` bytes.
-pub fn file_problem(root: &Path, file: &str, limit: u64) -> Option<String> {
+/// What is wrong with a boot file: it must be a readable regular file beneath `root`, and not empty.
+pub fn file_problem(root: &Path, file: &str) -> Option<String> {
     let Some(name) = RelativePath::parse(file) else {
         return Some(format!("`{file}` is not a path beneath {}", root.display()));
     };
@@ -87,11 +81,6 @@ pub fn file_problem(root: &Path, file: &str, limit: u64) -> Option<String> {
     let path = root.path().join(name.as_str());
     match root.open_file(&name) {
         Ok(published) if published.length == 0 => Some(format!("boot file {} is empty", path.display())),
-        Ok(published) if published.length > limit => Some(format!(
-            "boot file {} has {} bytes, and TFTP gives out {limit} at most; write fetch = \"http\" in the profile",
-            path.display(),
-            published.length,
-        )),
         Ok(_) => None,
         Err(error) => Some(format!("boot file {} cannot be opened: {error}", path.display())),
     }
@@ -108,7 +97,6 @@ mod tests {
         std::fs::create_dir_all(root.join("mini")).unwrap();
         std::fs::write(root.join("mini/vmlinuz"), "kernel").unwrap();
         std::fs::write(root.join("empty"), "").unwrap();
-        std::fs::write(root.join("large"), "kernels").unwrap();
         std::fs::write(folder.path().join("secret"), "x").unwrap();
         std::os::unix::fs::symlink(folder.path().join("secret"), root.join("out")).unwrap();
         let cases = [
@@ -116,14 +104,13 @@ mod tests {
             ("mini/none", Some("cannot be opened")),
             ("mini", Some("cannot be opened")),
             ("empty", Some("is empty")),
-            ("large", Some("has 7 bytes, and TFTP gives out 6 at most")),
             ("out", Some("cannot be opened")),
             ("../secret", Some("is not a path beneath")),
             ("/etc/passwd", Some("cannot be opened")),
             ("", Some("is not a path beneath")),
         ];
         for (file, problem) in cases {
-            match (file_problem(&root, file, 6), problem) {
+            match (file_problem(&root, file), problem) {
                 (None, None) => {}
                 (Some(found), Some(wanted)) => assert!(found.contains(wanted), "{file}: {found}"),
                 (found, _) => panic!("{file}: {found:?}"),

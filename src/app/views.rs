@@ -191,7 +191,7 @@ pub fn next_step(job: &Job) -> String {
     let id = &job.id;
     let remedy = job.reason.map(Reason::remedy).unwrap_or_default();
     match job.state {
-        State::Queued => "Nothing: it begins when a slot of its pool is free.".to_owned(),
+        State::Queued => "Nothing: it begins when its pool and a host have room for it.".to_owned(),
         State::Preparing
         | State::Flipping
         | State::Booting
@@ -200,6 +200,7 @@ pub fn next_step(job: &Job) -> String {
         | State::Starting
         | State::Verifying => match &job.waiting {
             Some(_) => "Mend the way to the pool; the job goes on by itself.".to_owned(),
+            None if job.finished => "Nothing: the rescue ends, and the VM is put back.".to_owned(),
             None if job.profile.kind == ProfileKind::Rescue => {
                 format!("Shut the VM down when the rescue is over, or say `bootflip jobs finish {id}`.")
             }

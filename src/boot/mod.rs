@@ -4,6 +4,8 @@
 //! (invariant I13). The table is in memory and is fed by the executor: a packet never waits for the store or
 //! for a pool. `render` makes the files, `sink` is how the shells tell what they saw.
 
+pub mod manifest;
+pub mod pxelinux;
 pub mod render;
 pub mod root;
 pub mod sink;
@@ -244,6 +246,11 @@ impl Gate {
     pub fn who(&self, address: IpAddr) -> Option<MacAddr> {
         let table = self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         table.peers.get(&address).copied()
+    }
+
+    /// The known machine that a PXELINUX configuration is for (see [`BootTable::configured`]).
+    pub fn configured(&self, name: &pxelinux::ConfigName, peer: IpAddr) -> Option<MacAddr> {
+        self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner).configured(name, peer)
     }
 
     /// Changes the table.

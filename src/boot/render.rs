@@ -3,9 +3,10 @@
 //! Invariant: a rendering ends within [`FUEL`] steps and [`OUTPUT_LIMIT`] bytes, reads no file, and its errors name
 //! the template, the line and the expression, but no value (variables hold password hashes). Templates that use a
 //! variable which is not set fail; `check_all` finds that before a VM is touched. `scripts` holds the fixed
-//! dialects of the boot loaders, `filters` what templates may call.
+//! dialects of the boot loaders, `filters` what templates may call, `lint` what a firmware understands.
 
 mod filters;
+pub mod lint;
 mod scripts;
 #[cfg(test)]
 mod tests;
@@ -25,7 +26,9 @@ use serde::Serialize;
 use super::Armed;
 use crate::{config::BootFiles, machine::MacAddr};
 
-pub use scripts::{IPXE_REFUSAL, PXELINUX_REFUSAL};
+use self::{lint::Dialect, scripts::Sources};
+
+pub use scripts::{GPXE_REFUSAL, IPXE_REFUSAL, PXELINUX_REFUSAL};
 
 /// Steps of the template engine that one rendering may take.
 pub const FUEL: u64 = 1_000_000;
@@ -38,6 +41,8 @@ const ARGUMENTS_LIMIT: usize = 2047;
 
 /// The template whose rendering answer files get as `report_script`.
 const REPORT_SCRIPT: &str = "report.sh.j2";
+/// The template of the iPXE script, where somebody wrote one.
+pub const SCRIPT: &str = "script.ipxe.j2";
 /// The templates that the program brings along, by name.
 const EMBEDDED: [(&str, &str); 3] = [
     ("preseed.j2", include_str!("../../config/templates/preseed.j2")),
@@ -157,6 +162,11 @@ impl Templates {
         self.sources.keys().map(String::as_str)
     }
 
+    /// A template as it was written; `None`: there is none of this name.
+    pub fn source(&self, name: &str) -> Option<&str> {
+        self.sources.get(name).map(String::as_str)
+    }
+
     /// The answer file; `Ok(None)`: the profile has none.
     pub fn render_answer(&self, armed: &Armed, urls: &Urls) -> Result<Option<String>, RenderError> {
         let Some(name) = armed.files.answer.as_deref() else { return Ok(None) };
@@ -191,9 +201,30 @@ impl Templates {
         Ok(arguments.to_owned())
     }
 
-    /// The iPXE script that boots an armed attempt, in the dialect of XenServer's ROM of 2012.
-    pub fn ipxe_script(&self, armed: &Armed, urls: &Urls) -> Result<String, RenderError> {
-        scripts::ipxe(armed, urls, &self.render_args(armed, urls)?)
+    /// The script that boots an armed attempt by iPXE or gPXE: of the template [`SCRIPT`] where there is one, else our own.
+    /// Errors: what a client of this dialect would not understand.
+    pub fn ipxe_script(&self, armed: &Armed, urls: &Urls, dialect: Dialect) -> Result<String, RenderError> {
+        let sources = Sources::of(armed, urls, self.render_args(armed, urls)?)?;
+        // gPXE has too little of the language for one text to serve both.
+        if !self.sources.contains_key(SCRIPT) || dialect == Dialect::Gpxe {
+            return Ok(scripts::ipxe(&sources, dialect));
+        }
+        let mut facts = Facts::of(armed, urls);
+        facts.boot = Some(ScriptFacts {
+            kernel_url: sources.kernel,
+            initrd_urls: sources.initrds,
+            args: sources.arguments,
+            modern: dialect == Dialect::Modern,
+        });
+        let script = self.render_named(SCRIPT, armed, &facts)?;
+        match lint::lint(&script, dialect).into_iter().next() {
+            None => Ok(script),
+            Some(finding) => Err(RenderError {
+                template: format!("the script that {SCRIPT} gives"),
+                line: Some(finding.line),
+                problem: finding.problem,
+            }),
+        }
     }
 
     /// The PXELINUX configuration that boots an armed attempt, with kernel and initrd by TFTP.
@@ -204,7 +235,11 @@ impl Templates {
     /// Renders everything that this attempt would be served, and returns every problem.
     pub fn check_all(&self, sample: &Armed, urls: &Urls) -> Vec<RenderError> {
         let mut errors: Vec<RenderError> = Vec::new();
-        errors.extend(self.ipxe_script(sample, urls).err());
+        for dialect in [Dialect::Ipxe2012, Dialect::Modern] {
+            errors.extend(
+                self.ipxe_script(sample, urls, dialect).err().filter(|error| !errors.contains(error)),
+            );
+        }
         errors.extend(self.pxelinux_config(sample, urls).err().filter(|error| !errors.contains(error)));
         errors.extend(self.render_answer(sample, urls).err());
         errors
@@ -253,6 +288,18 @@ struct Facts<'a> {
     booted_url: String,
     /// The shell script that posts a stage (`report.sh.j2`), rendered; only in answer files.
     report_script: Option<String>,
+    /// Only in [`SCRIPT`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    boot: Option<ScriptFacts>,
+}
+
+/// What an iPXE script is made of.
+#[derive(Serialize)]
+struct ScriptFacts {
+    kernel_url: String,
+    initrd_urls: Vec<String>,
+    args: String,
+    modern: bool,
 }
 
 #[derive(Serialize)]
@@ -294,6 +341,7 @@ impl<'a> Facts<'a> {
             report_url: urls.report(armed),
             booted_url: urls.booted(armed),
             report_script: None,
+            boot: None,
         }
     }
 }

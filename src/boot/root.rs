@@ -8,6 +8,7 @@
 use std::{
     fs::File,
     io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::SystemTime,
@@ -51,6 +52,16 @@ pub struct Published {
     pub length: u64,
     /// When it was last changed.
     pub modified: Option<SystemTime>,
+    /// Its inode, and when that was last changed: nobody can set this time back.
+    changed: (u64, i64, i64),
+}
+
+impl Published {
+    /// A strong entity tag (RFC 9110 §8.8.3), with its quotes: another file, or other bytes in it, another tag.
+    pub fn tag(&self) -> String {
+        let (inode, seconds, nanoseconds) = self.changed;
+        format!("\"{inode:x}-{:x}-{seconds:x}.{nanoseconds:x}\"", self.length)
+    }
 }
 
 /// A folder whose files are published.
@@ -99,7 +110,8 @@ impl Root {
         if !metadata.is_file() {
             return Err(io::Error::from(io::ErrorKind::NotFound));
         }
-        Ok(Published { file, length: metadata.len(), modified: metadata.modified().ok() })
+        let changed = (metadata.ino(), metadata.ctime(), metadata.ctime_nsec());
+        Ok(Published { file, length: metadata.len(), modified: metadata.modified().ok(), changed })
     }
 }
 

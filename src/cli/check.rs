@@ -11,13 +11,14 @@ use crate::{
     app::{
         self, key, machines,
         orders::Health,
+        preview,
         probe::{self, Probe},
         serving::{boot_file_problems, file_problem},
         templates,
     },
+    boot::render::{Templates, Urls},
     config::Config,
     dhcp::{Fullness, Neighbour, server::Status},
-    tftp,
     xen::{
         CallError, Method,
         api::Api,
@@ -84,6 +85,9 @@ pub(super) async fn run(args: &CheckArgs, path: &Path) -> Answer {
     state_folder(&config, &mut findings);
     boot_files(&config, &mut findings);
     let templates = templates::load(config.template_dir.as_deref());
+    if let Ok(templates) = &templates {
+        boot_scripts(&config, templates, &mut findings);
+    }
     findings.judge("templates", templates.map(|found| found.names().collect::<Vec<_>>().join(", ")));
     listeners(&config, &mut findings).await;
     elsewhere(&config, &mut findings);
@@ -138,6 +142,26 @@ fn state_folder(config: &Config, findings: &mut Findings) {
     }
 }
 
+/// A boot script of one's own, read for what the firmware lacks.
+fn boot_scripts(config: &Config, templates: &Templates, findings: &mut Findings) {
+    let urls = config.http.as_ref().map_or_else(|| Urls::new(""), |http| Urls::new(&http.public_url));
+    for (name, profile) in &config.profiles {
+        match preview::own_script(config, profile, templates, &urls) {
+            None => {}
+            Some(Ok(())) => {
+                findings.add(
+                    format!("boot script of profile {name}"),
+                    Standing::Good,
+                    "the firmware knows all of it",
+                );
+            }
+            Some(Err(error)) => {
+                findings.add(format!("boot script of profile {name}"), Standing::Bad, error.to_string());
+            }
+        }
+    }
+}
+
 fn boot_files(config: &Config, findings: &mut Findings) {
     for (name, profile) in &config.profiles {
         let what = format!("profile {name}");
@@ -161,7 +185,7 @@ fn boot_files(config: &Config, findings: &mut Findings) {
         }
     }
     if let Some(tftp) = &config.tftp
-        && let Some(problem) = file_problem(&tftp.root, &tftp.loader, tftp::FILE_LIMIT)
+        && let Some(problem) = file_problem(&tftp.root, &tftp.loader)
     {
         let text = format!("{problem}; guests of Xen boot without it, other network cards do not");
         findings.add("tftp.loader", Standing::Note, text);

@@ -39,8 +39,8 @@ pub(super) struct CreateOptions {
     /// The template, by name or uuid.
     #[arg(long, value_name = "TEMPLATE")]
     template: Option<String>,
-    /// The VM's name; a range makes several: web-{01..20}.
-    #[arg(long, value_name = "NAME")]
+    /// The VM's name; several, or a range: web-{01..20} (which most shells write out, and that is the same).
+    #[arg(long, value_name = "NAME", num_args = 1..)]
     name: Vec<String>,
     /// The network of its NIC, by name or uuid.
     #[arg(long, value_name = "NETWORK")]

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::app::{
     create::Made,
-    orders::{Order, OrderAnswer, OrderLine, Outcome},
+    orders::{FilePlan, HostPlan, Order, OrderAnswer, OrderLine, Outcome},
     views::{JobView, Verdict},
 };
 
@@ -139,6 +139,7 @@ async fn order(args: &DeployArgs, link: &Link, selectors: Vec<String>, created: 
         rescue: args.rescue,
         keep_hvm_seconds: (args.on_failure == OnFailure::KeepHvm).then_some(KEEP_HVM_SECONDS),
         planned: false,
+        whole: args.plan,
     };
     let mut refused = Vec::new();
     // Whose disks were made just now need not be asked about.
@@ -204,8 +205,55 @@ fn finish(
         print(&jobs_text(&jobs));
     } else if !answer.vms.is_empty() {
         print(&plan_text(answer));
+        print(&outlook_text(answer));
     }
     Ok(ended)
+}
+
+/// Hosts and files of a whole plan; empty without them.
+fn outlook_text(answer: &OrderAnswer) -> String {
+    let mut text = String::new();
+    for pool in &answer.pools {
+        let row = |host: &HostPlan| {
+            let kinds = [(host.takes_hvm, "HVM"), (host.takes_pv, "PV")];
+            let takes: Vec<&str> = kinds.iter().filter(|(takes, _)| *takes).map(|(_, kind)| *kind).collect();
+            vec![
+                host.name.clone(),
+                if host.enabled { takes.join(" ") } else { "disabled".to_owned() },
+                mib(host.memory),
+                host.free.map_or_else(|| "-".to_owned(), mib),
+                host.at_once.to_string(),
+            ]
+        };
+        let rows: Vec<Vec<String>> = pool.hosts.iter().map(row).collect();
+        text += &format!(
+            "\nPool {}: {} of {} VMs at once (limits: {} a pool, {} a host)\n{}",
+            pool.pool,
+            pool.at_once,
+            pool.vms,
+            pool.installs_per_pool,
+            pool.installs_per_host,
+            table(&["HOST", "TAKES", "MEMORY", "FREE", "AT ONCE"], &rows)
+        );
+    }
+    if !answer.files.is_empty() {
+        let row = |file: &FilePlan| {
+            let hash = file.sha256.clone().unwrap_or_else(|| "-".to_owned());
+            vec![
+                file.role.label().to_owned(),
+                file.path.clone(),
+                file.bytes.map_or_else(|| "-".to_owned(), |bytes| bytes.to_string()),
+                file.problem.clone().unwrap_or(hash),
+            ]
+        };
+        let rows: Vec<Vec<String>> = answer.files.iter().map(row).collect();
+        text += &format!("\n{}", table(&["SERVED AS", "FILE", "BYTES", "SHA-256"], &rows));
+    }
+    text
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{} MiB", bytes >> 20)
 }
 
 fn end_of_order(answer: &OrderAnswer) -> Ended {
@@ -241,6 +289,8 @@ fn plan_text(answer: &OrderAnswer) -> String {
 fn particulars(line: &OrderLine) -> String {
     let mut parts = Vec::new();
     parts.extend(line.erases.as_ref().map(|disk| format!("erases disk {disk}")));
+    let place = || format!("{} as HVM on {}", mib(line.memory.unwrap_or_default()), line.hosts.join(" or "));
+    parts.extend((line.outcome == Outcome::Ready && !line.hosts.is_empty()).then(place));
     parts.extend(line.job.as_ref().map(|job| format!("job {job}")));
     match &line.reason {
         Some(reason) => parts.push(format!("{reason}: {}", line.detail)),

@@ -20,7 +20,17 @@ use crate::{
     provision::job::Resolution,
 };
 
-/// `jobs …`
+/// `jobs …`; alone it lists.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(super) struct JobsArgs {
+    #[command(subcommand)]
+    command: Option<JobsCommand>,
+    #[command(flatten)]
+    list: ListArgs,
+}
+
+/// What to do with jobs.
 #[derive(Debug, Subcommand)]
 pub(super) enum JobsCommand {
     /// All jobs, oldest first.
@@ -96,8 +106,9 @@ impl How {
     }
 }
 
-pub(super) async fn run(command: &JobsCommand, config: &Path) -> Answer {
+pub(super) async fn run(args: &JobsArgs, config: &Path) -> Answer {
     let link = Link::new(&super::socket(config)?);
+    let Some(command) = &args.command else { return list(&link, &args.list).await };
     match command {
         JobsCommand::List(args) => list(&link, args).await,
         JobsCommand::Show(args) => show(&link, args).await,

@@ -23,6 +23,9 @@ pub struct LabArgs {
     /// How many VMs.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_VMS)))]
     vms: u16,
+    /// What serves TFTP: "own" or "async-tftp".
+    #[arg(long, value_name = "ENGINE", default_value = "own", value_parser = ["own", "async-tftp"])]
+    tftp_engine: String,
     /// Prints one JSON document at the end, and nothing else.
     #[arg(long)]
     json: bool,
@@ -36,6 +39,7 @@ pub async fn run(args: &LabArgs) -> anyhow::Result<bool> {
     let options = LabOptions {
         lab: args.dir.clone(),
         vms: args.vms,
+        tftp_engine: args.tftp_engine.clone(),
         json: args.json,
         program: std::env::current_exe().context("cannot tell where this program is")?,
         keep: args.keep,

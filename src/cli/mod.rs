@@ -10,6 +10,7 @@ mod dhcp;
 mod jobs;
 pub mod lab;
 mod link;
+mod loaders;
 mod pool;
 mod progress;
 mod render;
@@ -65,13 +66,15 @@ enum Command {
     Deploy(deploy::DeployArgs),
     /// Recovery mode: boot a rescue system over the network once, then put the VM back. Erases nothing.
     Rescue(rescue::RescueArgs),
-    /// Look at jobs, and operate them.
-    #[command(subcommand)]
-    Jobs(jobs::JobsCommand),
+    /// Look at jobs, and operate them; alone: list them.
+    Jobs(jobs::JobsArgs),
     /// Put VMs back from the claims in the pool alone; needs no database.
     Restore(restore::RestoreArgs),
     /// Show what a machine would be served.
     Render(render::RenderArgs),
+    /// Bring boot loaders from the distribution's packages into tftp.root, and check them.
+    #[command(subcommand)]
+    Loaders(loaders::LoadersCommand),
     /// Play the whole cycle on loopback: simulated pool, simulated PXE clients, real packets.
     Demo(demo::DemoArgs),
     /// Play the whole cycle in QEMU: real firmware, a real installer, the real pygrub. Needs root.
@@ -181,9 +184,10 @@ async fn run(cli: Cli) -> Answer {
         Command::Vm(command) => vm::run(&command, &config).await,
         Command::Deploy(args) => deploy::run(&args, &config).await,
         Command::Rescue(args) => rescue::run(args, &config).await,
-        Command::Jobs(command) => jobs::run(&command, &config).await,
+        Command::Jobs(args) => jobs::run(&args, &config).await,
         Command::Restore(args) => restore::run(&args, &config).await,
         Command::Render(args) => render::run(&args, &config).await,
+        Command::Loaders(command) => loaders::run(&command, &config).await,
         Command::Demo(args) => match demo::run(&args).await {
             Ok(demo::Played::Well) => Ok(Ended::Done),
             Ok(demo::Played::Refused) => Ok(Ended::Refused),

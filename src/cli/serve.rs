@@ -18,6 +18,7 @@ pub(super) struct ServeArgs {}
 
 pub(super) async fn run(_: &ServeArgs, config: &Path) -> Answer {
     let config = load(config)?;
+    allow_descriptors();
     let stop = CancellationToken::new();
     let signalled = stop.clone();
     let mut terminate = signal(SignalKind::terminate()).map_err(|error| Stop::failed(&error))?;
@@ -39,5 +40,15 @@ pub(super) async fn run(_: &ServeArgs, config: &Path) -> Answer {
         Ok(()) => Ok(Ended::Done),
         Err(error) if error.is_locked() => Err(Stop::new(Ended::Locked, app::chain(&error))),
         Err(error) => Err(Stop::failed(&error)),
+    }
+}
+
+/// Takes all the open files that the system allows: a connection is one, and many systems begin with 1,024.
+fn allow_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let all = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, all) {
+        tracing::warn!(%error, "the number of open files stays as it is");
     }
 }

@@ -2,13 +2,14 @@
 //! what the secret files hold is an argument.
 //!
 //! Invariant: a `Config` comes out only when nothing was noted. Each function notes what it finds, and goes on.
-//! Sections: `pool`, `dhcp`, `services` (TFTP, HTTP, admin), `profile` (profiles and machines); this file has the
+//! Sections: `pool`, `dhcp`, `services` (HTTP, admin), `tftp`, `profile` (profiles and machines); this file has the
 //! rest, and what they share.
 
 mod dhcp;
 mod pool;
 mod profile;
 mod services;
+mod tftp;
 
 use std::{
     collections::BTreeMap,
@@ -130,6 +131,7 @@ impl Checker<'_> {
         let Some(At { value: raw, .. }) = limits else { return default };
         Limits {
             installs_per_pool: self.within(&raw.installs_per_pool, default.installs_per_pool, (1, 1000)),
+            installs_per_host: self.within(&raw.installs_per_host, default.installs_per_host, (1, 1000)),
             // Two are kept for restores, so there must be a third.
             calls_per_pool: self.within(&raw.calls_per_pool, default.calls_per_pool, (3, 64)),
         }
@@ -226,13 +228,13 @@ trait Bounded: PartialOrd + Copy {
     fn shown(self) -> String;
 }
 
-impl Bounded for u32 {
+impl Bounded for u16 {
     fn shown(self) -> String {
         self.to_string()
     }
 }
 
-impl Bounded for u16 {
+impl Bounded for u32 {
     fn shown(self) -> String {
         self.to_string()
     }

@@ -9,11 +9,11 @@ mod problem;
 mod raw;
 mod read;
 
-use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::Ipv4Addr, num::NonZeroU16, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{machine::MacAddr, secret::Secret};
+use crate::{machine::MacAddr, secret::Secret, tftp::transfer::Rollover};
 
 pub use load::{Surroundings, load, load_in};
 pub use problem::{Problem, Problems, problems_report};
@@ -183,6 +183,30 @@ pub struct TftpConfig {
     pub loader: String,
     /// Bind the sockets to this device (the demo: `lo`).
     pub device: Option<String>,
+    /// What sends the files.
+    pub engine: TftpEngine,
+    /// Files leave from the port that was asked, which firewalls and address translation understand.
+    pub single_port: bool,
+    /// What follows block 65,535.
+    pub rollover: Rollover,
+    /// The largest block, in bytes; an interface with smaller frames makes it smaller.
+    pub block_size: u16,
+    /// The largest window (RFC 7440), in blocks.
+    pub window: u16,
+    /// Transfers of one address at the same time.
+    pub transfers_per_client: u16,
+    /// Transfers at the same time.
+    pub transfers: u16,
+}
+
+/// A TFTP implementation.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TftpEngine {
+    /// bootflip's own.
+    #[default]
+    Own,
+    /// The crate `async-tftp`.
+    AsyncTftp,
 }
 
 /// The boot HTTP listener.
@@ -289,6 +313,8 @@ pub enum EvidenceKind {
     Lease,
     /// An address from the guest agent (weak).
     Agent,
+    /// It accepts connections on this TCP port, at its lease's or its agent's address (weak).
+    Tcp(NonZeroU16),
     /// None is to be had (weak).
     None,
 }
@@ -311,13 +337,15 @@ pub struct MachineConfig {
 pub struct Limits {
     /// Installations at once per pool.
     pub installs_per_pool: u32,
+    /// Installations at once per host that may run them.
+    pub installs_per_host: u32,
     /// XenAPI calls at once per pool.
     pub calls_per_pool: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { installs_per_pool: 4, calls_per_pool: 8 }
+        Self { installs_per_pool: 4, installs_per_host: 4, calls_per_pool: 8 }
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 use toml::de::DeValue;
 
 use super::{
-    Completion, EvidenceKind, Fetch, ProfileKind,
+    Completion, EvidenceKind, Fetch, ProfileKind, TftpEngine,
     problem::Spot,
     read::{At, Read, Reader, Scalar, section},
 };
@@ -118,6 +118,13 @@ section! {
         root: String,
         loader: String,
         device: String,
+        engine: TftpEngine,
+        single_port: bool,
+        rollover: u16,
+        block_size: u16,
+        window: u16,
+        transfers_per_client: u16,
+        transfers: u16,
     }
 }
 
@@ -171,6 +178,7 @@ section! {
     /// `[limits]`.
     RawLimits {
         installs_per_pool: u32,
+        installs_per_host: u32,
         calls_per_pool: u32,
     }
 }
@@ -402,12 +410,25 @@ words!(Fetch, "a way to fetch boot files", r#""http" or "tftp""#, {
     "tftp" => Self::Tftp,
 });
 
-words!(EvidenceKind, "a kind of evidence", r#""report", "lease", "agent" or "none""#, {
-    "report" => Self::Report,
-    "lease" => Self::Lease,
-    "agent" => Self::Agent,
-    "none" => Self::None,
+words!(TftpEngine, "a TFTP engine", r#""own" or "async-tftp""#, {
+    "own" => Self::Own,
+    "async-tftp" => Self::AsyncTftp,
 });
+
+impl Scalar for EvidenceKind {
+    const FORM: &str = "a kind of evidence";
+    const EXAMPLE: &str = r#""report", "lease", "agent", "tcp:PORT" or "none""#;
+
+    fn scan(text: &str) -> Option<Self> {
+        match text {
+            "report" => Some(Self::Report),
+            "lease" => Some(Self::Lease),
+            "agent" => Some(Self::Agent),
+            "none" => Some(Self::None),
+            _ => text.strip_prefix("tcp:")?.parse().ok().map(Self::Tcp),
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -475,6 +496,24 @@ mod tests {
             ("999999999999999999d", None),
         ] {
             assert_eq!(Duration::scan(text), millis.map(Duration::from_millis), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn evidence_by_tcp_names_a_port() {
+        let tcp = |port| std::num::NonZeroU16::new(port).map(EvidenceKind::Tcp);
+        for (text, expected) in [
+            ("tcp:22", tcp(22)),
+            ("tcp:65535", tcp(65_535)),
+            ("agent", Some(EvidenceKind::Agent)),
+            ("tcp", None),
+            ("tcp:", None),
+            ("tcp:0", None),
+            ("tcp:65536", None),
+            ("tcp:ssh", None),
+            ("udp:53", None),
+        ] {
+            assert_eq!(EvidenceKind::scan(text), expected, "{text:?}");
         }
     }
 

@@ -1,8 +1,10 @@
 //! Boot HTTP: script, boot files, answer file and reports. The decisions are here and pure; `server` has the sockets.
 //!
 //! Invariants: every route asks the boot gate (or, for reports, the sink); whatever misses, for whatever reason, gets
-//! the same 404; and no header of a client is believed for anything but ranges.
+//! the same 404; no header of a client is believed for anything but ranges and conditions (`conditional`); and no log
+//! shows a token.
 
+pub mod conditional;
 pub mod server;
 #[cfg(test)]
 mod tests;
@@ -18,6 +20,10 @@ pub const NOT_FOUND: &str = "not found\n";
 pub const REPORT_LIMIT: usize = 64 * 1024;
 /// Seconds that a client should wait when the store is away.
 pub const RETRY_AFTER: &str = "5";
+/// Bytes of a path that a log shows.
+const LOGGED_PATH: usize = 200;
+/// So many hexadecimal digits and escapes in a row could be part of a token.
+const TOKEN_LIKE: usize = 20;
 
 /// What a path names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,49 +104,33 @@ fn decode(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// Which part of a file is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    /// All of it: no range, or one that may be ignored (RFC 9110 §14.2).
-    Whole,
-    /// From this byte, this many.
-    Range {
-        /// The first byte's offset.
-        first: u64,
-        /// How many bytes; at least one.
-        length: u64,
-    },
-    /// Nothing of the file is in the range: 416.
-    Unsatisfiable,
+/// A path as a log may have it: whatever stands where a token belongs, and whatever looks like one, is an asterisk;
+/// at most [`LOGGED_PATH`] bytes.
+pub fn masked(path: &str) -> String {
+    let mut parts: Vec<&str> = path.split('/').collect();
+    if let ["", "f" | "a" | "r", token, ..] = parts.as_mut_slice() {
+        *token = "*";
+    }
+    let parts = parts.into_iter().map(|part| if token_like(part) { "*" } else { part });
+    let mut shown = parts.collect::<Vec<_>>().join("/");
+    if shown.len() > LOGGED_PATH {
+        let end = (0..=LOGGED_PATH).rev().find(|at| shown.is_char_boundary(*at)).unwrap_or_default();
+        shown.truncate(end);
+        shown.push('…');
+    }
+    shown
 }
 
-impl Part {
-    /// Reads a `Range` header for a file of `length` bytes. Several ranges at once are answered with the whole file.
-    pub fn parse(header: Option<&str>, length: u64) -> Self {
-        let Some(spec) = header.and_then(|header| header.trim().strip_prefix("bytes=")) else {
-            return Self::Whole;
-        };
-        let Some((first, last)) = spec.split_once('-') else { return Self::Whole };
-        let number = |text: &str| {
-            let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-            digits.then(|| text.parse().unwrap_or(u64::MAX))
-        };
-        let (first, last) = match (number(first), number(last)) {
-            (None, Some(suffix)) if first.is_empty() => {
-                if suffix == 0 {
-                    return Self::Unsatisfiable;
-                }
-                (length.saturating_sub(suffix), length.saturating_sub(1))
-            }
-            (Some(first), None) if last.is_empty() => (first, length.saturating_sub(1)),
-            (Some(first), Some(last)) if first <= last => (first, last.min(length.saturating_sub(1))),
-            (_, _) => return Self::Whole,
-        };
-        if first >= length {
-            return Self::Unsatisfiable;
+/// Read with and without its escapes: an encoded token opens nothing and is one all the same, and iPXE encodes the
+/// colons of a MAC.
+fn token_like(part: &str) -> bool {
+    let hidden = |run: &str| run.len() >= TOKEN_LIKE;
+    let digits = |text: &str| text.split(|letter: char| !letter.is_ascii_hexdigit()).any(hidden);
+    digits(part)
+        || match decode(part) {
+            Some(decoded) => digits(&decoded),
+            None => part.split(|letter: char| !letter.is_ascii_hexdigit() && letter != '%').any(hidden),
         }
-        Self::Range { first, length: last - first + 1 }
-    }
 }
 
 /// The status code of a report's answer.

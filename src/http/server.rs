@@ -1,70 +1,85 @@
-//! The boot HTTP shell: accept loop, limits, files and the sink.
+//! The boot HTTP shell: sockets, accept loop and limits. `server/routes` answers, `server/reply` is what leaves and
+//! the access log, `server/wire` moves files, `server/seats` counts connections, `server/renders` keeps renderings.
 //!
-//! Invariants: a client has ten seconds for its request's head and thirty for each piece of its body; the number of
-//! connections is bounded, in all and per address; an answer file leaves only after the sink has made its fetch
-//! durable.
+//! Invariants: every wait for a client has an end ([`Limits`]); the number of connections is bounded, in all and per
+//! address, and a stalled client never keeps out one that asks; an answer file leaves only after the sink has made its
+//! fetch durable.
+
+mod renders;
+mod reply;
+mod routes;
+mod seats;
+mod wire;
 
 use std::{
-    collections::HashMap,
-    convert::Infallible,
     io,
-    net::{IpAddr, SocketAddr, SocketAddrV4},
-    sync::{Arc, Mutex, PoisonError},
+    net::{SocketAddr, SocketAddrV4},
+    sync::Arc,
     time::Duration,
 };
 
-use axum::{
-    Router,
-    body::Body,
-    extract::{Request, State},
-    http::{HeaderName, Method, StatusCode, header, request::Parts},
-    response::{IntoResponse, Response},
-};
-use futures_util::StreamExt;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioTimer;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{
-    io::{AsyncReadExt, AsyncSeekExt},
     net::{TcpListener, TcpStream},
     task::JoinSet,
 };
-use tokio_util::{io::ReaderStream, sync::CancellationToken};
-use tower_service::Service;
-use tracing::{debug, error, info, warn};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
 
-use super::{NOT_FOUND, Part, REPORT_LIMIT, RETRY_AFTER, Route, report_status};
+use self::{
+    renders::Renders,
+    routes::{Line, Routes},
+    seats::{Room, Seats},
+    wire::{Outlet, Wire},
+};
 use crate::{
     boot::{
-        Answer, Armed, Ask, Gate,
-        render::{IPXE_REFUSAL, Templates, Urls, answer_name},
-        root::{OpenRootError, RelativePath, Root},
-        sink::{Report, ReportAnswer, Seen, Sign, Sink},
+        Gate,
+        render::{Templates, Urls},
+        root::{OpenRootError, Root},
+        sink::Sink,
     },
     config::HttpConfig,
-    machine::MacAddr,
-    secret::TokenHash,
 };
 
-/// For a request's head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// For the next piece of a report's body.
-const BODY_STALL: Duration = Duration::from_secs(30);
-/// For unacknowledged bytes, before the kernel drops the connection: a client that was switched off.
-const SEND_STALL: Duration = Duration::from_secs(60);
 /// For requests in flight when the server stops.
 const DRAIN: Duration = Duration::from_secs(10);
 /// After an error of accept (no descriptors left).
 const PAUSE: Duration = Duration::from_millis(100);
-/// Connections at once.
-const CONNECTIONS: usize = 4096;
-/// Connections at once from one address.
-const CONNECTIONS_PER_ADDRESS: usize = 256;
-/// Bytes read from a file at once; small chunks cost a thread hop each.
-const CHUNK: usize = 1 << 20;
 /// Bytes of a request's head.
-const HEAD_LIMIT: usize = 64 * 1024;
+const HEAD_LIMIT: usize = 16 * 1024;
+/// Lines of a request's head.
+const HEADERS_LIMIT: usize = 100;
 /// Connections that wait for accept.
 const BACKLOG: i32 = 1024;
+
+/// What a client may take of the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// For a request's head, from the connection's beginning or the end of the answer before.
+    pub head: Duration,
+    /// For the next piece of a report's body.
+    pub body_stall: Duration,
+    /// For a client that takes nothing of its answer, or acknowledges nothing.
+    pub send_stall: Duration,
+    /// Connections at once, in all.
+    pub connections: usize,
+    /// Connections at once, from one address.
+    pub connections_per_address: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            head: Duration::from_secs(10),
+            body_stall: Duration::from_secs(30),
+            send_stall: Duration::from_secs(60),
+            connections: 2000,
+            connections_per_address: 64,
+        }
+    }
+}
 
 /// What the boot HTTP server needs of the rest of the program.
 #[derive(Debug, Clone)]
@@ -100,14 +115,10 @@ pub enum BindError {
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
-    state: AppState,
-}
-
-#[derive(Debug, Clone)]
-struct AppState {
     shared: Shared,
     root: Root,
     urls: Urls,
+    limits: Limits,
 }
 
 /// Binds the listener and opens the folder of boot files.
@@ -120,7 +131,7 @@ pub fn bind(config: &HttpConfig, shared: Shared) -> Result<Server, BindError> {
         Some(_) | None => config.public_url.clone(),
     };
     info!(%address, url = %public, "boot HTTP listens");
-    Ok(Server { listener, address, state: AppState { shared, root, urls: Urls::new(&public) } })
+    Ok(Server { listener, address, shared, root, urls: Urls::new(&public), limits: Limits::default() })
 }
 
 fn listen(config: &HttpConfig) -> io::Result<(TcpListener, SocketAddr)> {
@@ -145,13 +156,27 @@ impl Server {
 
     /// The URLs that clients are told; a port 0 in `public_url` is the bound one.
     pub const fn urls(&self) -> &Urls {
-        &self.state.urls
+        &self.urls
+    }
+
+    /// The same server with other limits.
+    #[must_use]
+    pub fn with_limits(self, limits: Limits) -> Self {
+        Self { limits, ..self }
     }
 
     /// Serves until `stop`; requests in flight then have ten seconds.
     pub async fn run(self, stop: CancellationToken) {
-        let router = Router::new().fallback(serve).with_state(self.state);
-        let seats = Seats::default();
+        let limits = self.limits;
+        let routes = Arc::new(Routes {
+            gate: self.shared.gate,
+            sink: self.shared.sink,
+            renders: Renders::new(self.shared.templates),
+            root: self.root,
+            urls: self.urls,
+            body_stall: limits.body_stall,
+        });
+        let seats = Seats::new(Room { for_one: limits.connections_per_address, in_all: limits.connections });
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
@@ -159,7 +184,9 @@ impl Server {
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, peer)) => match seats.take(peer.ip()) {
                         Some(seat) => {
-                            connections.spawn(connection(stream, peer.ip(), router.clone(), stop.clone(), seat));
+                            let line = Line { peer: peer.ip(), seat: Arc::new(seat), outlet: Outlet::default() };
+                            let routes = Arc::clone(&routes);
+                            connections.spawn(connection(stream, line, routes, limits, stop.clone()));
                         }
                         None => debug!(%peer, "too many connections"),
                     },
@@ -178,59 +205,34 @@ impl Server {
     }
 }
 
-/// Who holds connections; a [`Seat`] gives its place back when dropped.
-#[derive(Debug, Clone, Default)]
-struct Seats(Arc<Mutex<HashMap<IpAddr, usize>>>);
-
-#[derive(Debug)]
-struct Seat {
-    seats: Seats,
-    address: IpAddr,
-}
-
-impl Seats {
-    fn take(&self, address: IpAddr) -> Option<Seat> {
-        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let all: usize = taken.values().sum();
-        let own = taken.entry(address).or_default();
-        if all >= CONNECTIONS || *own >= CONNECTIONS_PER_ADDRESS {
-            return None;
-        }
-        *own += 1;
-        Some(Seat { seats: self.clone(), address })
+async fn connection(
+    stream: TcpStream,
+    line: Line,
+    routes: Arc<Routes>,
+    limits: Limits,
+    stop: CancellationToken,
+) {
+    let (peer, leave) = (line.peer, line.seat.leave());
+    // Without no-delay the end of a small answer waits for the client's acknowledgement of its head.
+    let set = stream.set_nodelay(true);
+    let set = set.and_then(|()| SockRef::from(&stream).set_tcp_user_timeout(Some(limits.send_stall)));
+    if let Err(error) = set {
+        debug!(%peer, %error, "the connection has not all of its options");
     }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let mut taken = self.seats.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(own) = taken.get_mut(&self.address) {
-            *own -= 1;
-            if *own == 0 {
-                taken.remove(&self.address);
-            }
-        }
-    }
-}
-
-/// The peer as the socket says it.
-#[derive(Debug, Clone, Copy)]
-struct Peer(IpAddr);
-
-async fn connection(stream: TcpStream, peer: IpAddr, router: Router, stop: CancellationToken, seat: Seat) {
-    if let Err(error) = SockRef::from(&stream).set_tcp_user_timeout(Some(SEND_STALL)) {
-        debug!(%peer, %error, "no send time-out");
-    }
-    let service = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
-        request.extensions_mut().insert(Peer(peer));
-        let mut router = router.clone();
-        async move { Service::call(&mut router, request.map(Body::new)).await }
+    let wire = Wire::new(stream, line.outlet.clone(), limits.send_stall);
+    let service = hyper::service::service_fn(move |request| {
+        let (routes, line) = (Arc::clone(&routes), line.clone());
+        async move { routes::serve(&routes, line, request).await }
     });
     let mut http = hyper::server::conn::http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_LIMIT);
-    let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
+    http.timer(TokioTimer::new()).header_read_timeout(limits.head);
+    // A client that has said all that it has to say still gets its answer.
+    http.half_close(true);
+    http.max_buf_size(HEAD_LIMIT).max_headers(HEADERS_LIMIT).writev(true);
+    let mut connection = std::pin::pin!(http.serve_connection(wire, service));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
+        () = leave.cancelled() => return debug!(%peer, "an idle connection made room"),
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
@@ -239,210 +241,4 @@ async fn connection(stream: TcpStream, peer: IpAddr, router: Router, stop: Cance
     if let Err(error) = ended {
         debug!(%peer, %error, "connection ended early");
     }
-    drop(seat);
-}
-
-async fn serve(State(state): State<AppState>, request: Request) -> Result<Response, Infallible> {
-    let (parts, body) = request.into_parts();
-    let peer = parts.extensions.get::<Peer>().map(|peer| peer.0);
-    let Some(route) = Route::parse(parts.uri.path()) else { return Ok(not_found()) };
-    let head = parts.method == Method::HEAD;
-    let reads = head || parts.method == Method::GET;
-    Ok(match route {
-        Route::Report { token, stage } => state.report(&token, stage, &parts, body, peer).await,
-        Route::Script(_) | Route::File { .. } | Route::Answer { .. } if !reads => wrong_method("GET, HEAD"),
-        Route::Script(mac) => state.script(mac, head, peer),
-        Route::File { token, path } => state.file(&token, path, &parts, peer).await,
-        Route::Answer { token, name } => state.answer(&token, &name, head, peer).await,
-    })
-}
-
-impl AppState {
-    fn tell(&self, mac: MacAddr, sign: Sign, peer: Option<IpAddr>) {
-        if let Some(address) = peer {
-            self.shared.gate.met(mac, address);
-        }
-        self.shared.sink.seen(Seen { mac, sign, peer });
-    }
-
-    fn script(&self, mac: MacAddr, head: bool, peer: Option<IpAddr>) -> Response {
-        let (script, sign) = match self.shared.gate.answer(Ask::Netboot { mac }) {
-            Answer::Unknown => return not_found(),
-            Answer::Refused(_) => (IPXE_REFUSAL.to_owned(), Sign::NetbootRefused),
-            Answer::Boot(armed) => match self.shared.templates.ipxe_script(&armed, &self.urls) {
-                Ok(script) => (script, Sign::Script),
-                Err(problem) => return broken(&armed, &problem.to_string()),
-            },
-        };
-        if !head {
-            self.tell(mac, sign, peer);
-        }
-        text(script, head)
-    }
-
-    async fn file(&self, token: &str, path: RelativePath, parts: &Parts, peer: Option<IpAddr>) -> Response {
-        let Answer::Boot(armed) = self.shared.gate.answer(Ask::File { token }) else { return not_found() };
-        let Some(sign) = armed.file_sign(&path) else { return not_found() };
-        let root = self.root.clone();
-        let name = path.clone();
-        let opened = tokio::task::spawn_blocking(move || root.open_file(&name)).await;
-        let published = match opened.map_err(io::Error::other).flatten() {
-            Ok(published) => published,
-            Err(error) => {
-                let root = self.root.path().display();
-                error!(job = %armed.job, file = path.as_str(), %root, %error, "a boot file cannot be opened");
-                return not_found();
-            }
-        };
-        let header = |name: HeaderName| parts.headers.get(name).and_then(|value| value.to_str().ok());
-        // Files have no validator of ours, so that a conditional range is answered with the whole file.
-        let wanted = header(header::RANGE).filter(|_| !parts.headers.contains_key(header::IF_RANGE));
-        let length = published.length;
-        let (status, first, count) = match Part::parse(wanted, length) {
-            Part::Whole => (StatusCode::OK, 0, length),
-            Part::Range { first, length } => (StatusCode::PARTIAL_CONTENT, first, length),
-            Part::Unsatisfiable => {
-                let headers = [(header::CONTENT_RANGE, format!("bytes */{length}"))];
-                return (StatusCode::RANGE_NOT_SATISFIABLE, headers).into_response();
-            }
-        };
-        let body = if parts.method == Method::HEAD {
-            Body::empty()
-        } else {
-            self.tell(armed.mac, sign, peer);
-            let mut file = tokio::fs::File::from_std(published.file);
-            if let Err(error) = file.seek(io::SeekFrom::Start(first)).await {
-                error!(job = %armed.job, file = path.as_str(), %error, "a boot file cannot be read");
-                return not_found();
-            }
-            file.set_max_buf_size(CHUNK);
-            Body::from_stream(ReaderStream::with_capacity(file.take(count), CHUNK))
-        };
-        let mut headers = vec![
-            (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
-            (header::CONTENT_LENGTH, count.to_string()),
-            (header::ACCEPT_RANGES, "bytes".to_owned()),
-        ];
-        if status == StatusCode::PARTIAL_CONTENT {
-            headers.push((header::CONTENT_RANGE, format!("bytes {first}-{}/{length}", first + count - 1)));
-        }
-        with_headers(status, headers, body)
-    }
-
-    async fn answer(&self, token: &str, name: &str, head: bool, peer: Option<IpAddr>) -> Response {
-        let Answer::Boot(armed) = self.shared.gate.answer(Ask::AnswerFile { token }) else {
-            return not_found();
-        };
-        if answer_name(&armed.files) != Some(name) {
-            return not_found();
-        }
-        if !head {
-            match self.shared.sink.answer_fetched(TokenHash::of(token), peer).await {
-                Ok(true) => {}
-                Ok(false) => return not_found(),
-                Err(_) => return later(),
-            }
-        }
-        match self.shared.templates.render_answer(&armed, &self.urls) {
-            Ok(Some(answer)) => text(answer, head),
-            Ok(None) => not_found(),
-            Err(problem) => broken(&armed, &problem.to_string()),
-        }
-    }
-
-    async fn report(
-        &self,
-        token: &str,
-        stage: String,
-        parts: &Parts,
-        body: Body,
-        peer: Option<IpAddr>,
-    ) -> Response {
-        let by_get = match parts.method {
-            Method::GET => true,
-            Method::POST => false,
-            _ => return wrong_method("POST"),
-        };
-        let body = if by_get {
-            parts.uri.query().unwrap_or_default().as_bytes().to_vec()
-        } else {
-            match read_body(parts, body).await {
-                Ok(body) => body,
-                Err(refusal) => return refusal.into_response(),
-            }
-        };
-        let report = Report { token: TokenHash::of(token), stage, body, peer, by_get };
-        let answer = self.shared.sink.report(report).await;
-        match answer {
-            ReportAnswer::Unknown => not_found(),
-            ReportAnswer::WrongMethod => wrong_method("POST"),
-            ReportAnswer::Later => later(),
-            ReportAnswer::Accepted | ReportAnswer::Already | ReportAnswer::Closed => {
-                StatusCode::from_u16(report_status(answer))
-                    .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
-                    .into_response()
-            }
-        }
-    }
-}
-
-/// The body of a report, or the status that refuses it.
-async fn read_body(parts: &Parts, body: Body) -> Result<Vec<u8>, StatusCode> {
-    let announced = parts.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-    if announced
-        .and_then(|length| length.parse::<u64>().ok())
-        .is_some_and(|length| length > REPORT_LIMIT as u64)
-    {
-        return Err(StatusCode::PAYLOAD_TOO_LARGE);
-    }
-    let mut pieces = body.into_data_stream();
-    let mut body = Vec::new();
-    loop {
-        match tokio::time::timeout(BODY_STALL, pieces.next()).await {
-            Ok(Some(Ok(piece))) if body.len() + piece.len() <= REPORT_LIMIT => body.extend_from_slice(&piece),
-            Ok(Some(Ok(_))) => return Err(StatusCode::PAYLOAD_TOO_LARGE),
-            Ok(Some(Err(_))) => return Err(StatusCode::BAD_REQUEST),
-            Ok(None) => return Ok(body),
-            Err(_) => return Err(StatusCode::REQUEST_TIMEOUT),
-        }
-    }
-}
-
-fn not_found() -> Response {
-    (StatusCode::NOT_FOUND, NOT_FOUND).into_response()
-}
-
-fn later() -> Response {
-    (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, RETRY_AFTER)]).into_response()
-}
-
-fn wrong_method(allowed: &'static str) -> Response {
-    (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, allowed)]).into_response()
-}
-
-/// What was checked before the job began does not render now: a fault of ours or of a changed template.
-fn broken(armed: &Armed, problem: &str) -> Response {
-    error!(job = %armed.job, vm = %armed.vm_name, %problem, "what this machine needs cannot be rendered");
-    StatusCode::INTERNAL_SERVER_ERROR.into_response()
-}
-
-fn text(content: String, head: bool) -> Response {
-    let headers = vec![
-        (header::CONTENT_TYPE, "text/plain; charset=utf-8".to_owned()),
-        (header::CONTENT_LENGTH, content.len().to_string()),
-        (header::CACHE_CONTROL, "no-store".to_owned()),
-    ];
-    with_headers(StatusCode::OK, headers, if head { Body::empty() } else { Body::from(content) })
-}
-
-fn with_headers(status: StatusCode, headers: Vec<(HeaderName, String)>, body: Body) -> Response {
-    let mut response = Response::new(body);
-    *response.status_mut() = status;
-    for (name, value) in headers {
-        match value.parse() {
-            Ok(value) => drop(response.headers_mut().insert(name, value)),
-            Err(_) => debug!(%name, "a header value of ours does not parse"),
-        }
-    }
-    response
 }

@@ -102,7 +102,7 @@ pub enum Event {
     Done(Outcome),
     /// The effect cannot be had.
     Failed(Reason, String),
-    /// E0's verdict is too old to build on.
+    /// What the effect builds on holds no more: E0's verdict is too old for E1, or the restore was forgotten before E14.
     Outdated,
     /// Only a person can settle it.
     Parked(Reason, String, Vec<Difference>),

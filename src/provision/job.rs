@@ -266,7 +266,8 @@ pub struct LogLine {
 /// What a job that is being undone will end as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ending {
-    /// Failed or Cancelled (or Succeeded, when a settle check found a lost write).
+    /// Failed or Cancelled; Succeeded, when a settle check found a lost write; Queued, when a retry found the claim of
+    /// an earlier attempt and begins behind its undo.
     pub state: State,
     /// Why.
     pub reason: Option<Reason>,
@@ -367,9 +368,7 @@ pub struct Job {
     pub cleared_start: Option<String>,
     /// The claim, as it will be or is written; known from E0 on.
     pub claim: Option<Claim>,
-    /// The sync was refused for want of rights: look again six minutes after the end.
-    pub settle: bool,
-    /// When to look again.
+    /// When to look again, six minutes after the end: a coordinator may have forgotten the last of our writes.
     pub settle_at: Option<Timestamp>,
 
     /// The HVM start.
@@ -468,7 +467,6 @@ impl Job {
             cleared_at: None,
             cleared_start: None,
             claim: None,
-            settle: false,
             settle_at: None,
             start: None,
             pv_start: None,
@@ -522,7 +520,6 @@ impl Job {
         self.cleared_at = None;
         self.cleared_start = None;
         self.claim = None;
-        self.settle = false;
         self.settle_at = None;
         self.start = None;
         self.pv_start = None;
@@ -564,9 +561,9 @@ impl Job {
         self.claim.as_ref().map(|claim| claim.nonce.as_str())
     }
 
-    /// `done` was reported, or the newest stage's percentage.
+    /// `done` was reported, or it went well without; else the newest stage's percentage.
     pub fn percent(&self) -> u8 {
-        if self.done_at.is_some() {
+        if self.done_at.is_some() || self.state == State::Succeeded {
             return 100;
         }
         self.stages.iter().rev().find_map(|stage| stage.percent).unwrap_or(0)

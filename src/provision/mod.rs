@@ -6,6 +6,7 @@
 //! `claim` and `settings` are the way back, readable from the pool alone.
 
 pub mod admission;
+pub mod capacity;
 pub mod claim;
 pub mod completion;
 pub mod creation;

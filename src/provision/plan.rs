@@ -173,6 +173,8 @@ pub struct Observed {
     pub task: Option<TaskState>,
     /// Addresses that the guest agent tells (read only for E13).
     pub guest_addresses: Vec<String>,
+    /// The guest accepts connections on the profile's TCP port (tried only for E13).
+    pub answers: bool,
 }
 
 impl Observed {
@@ -198,7 +200,8 @@ pub enum Plan {
     Arm,
     /// Store that Halted was seen (E9).
     SeenHalted,
-    /// E0's verdict is too old to build on: look at everything anew.
+    /// What this effect builds on holds no more: E0's verdict is too old for E1, or E11's restore was forgotten before
+    /// E14.
     LookAgain,
     /// Look again at this time, or when something happens.
     Wait(Timestamp),
@@ -317,7 +320,6 @@ pub fn backoff(failures: usize) -> Duration {
 pub fn reason_of(error: &CallError) -> Reason {
     match error.failure().map(|failure| failure.code.as_str()) {
         Some("RBAC_PERMISSION_DENIED" | "PERMISSION_DENIED") => Reason::RightsMissing,
-        Some("HANDLE_INVALID" | "UUID_INVALID") => Reason::VmGone,
         Some("OPERATION_BLOCKED") => Reason::OperationBlocked,
         Some("VM_IS_PROTECTED") => Reason::HaProtected,
         Some(_) | None => Reason::PoolRefused,
@@ -493,11 +495,12 @@ pub fn describe(difference: &Difference) -> String {
 /// The running domain is of the type that the job leaves the VM with, by the newest field that the pool has.
 pub fn runs_as_asked(job: &Job, seen: &Observed) -> bool {
     let hvm = match (&seen.metrics.current_domain_type, seen.metrics.hvm) {
-        (Some(kind), _) if kind != "unspecified" => Some(kind == "hvm"),
-        // Old pools tell neither: our own start, with the policy read back before it.
-        (_, hvm) => hvm,
+        (Some(kind), _) if kind != "unspecified" => kind == "hvm",
+        (_, Some(hvm)) => hvm,
+        // Old pools tell neither: our own start, with the policy read back before it, and still the same.
+        (_, None) => !seen.vm.is_pv(),
     };
-    hvm.is_none_or(|hvm| hvm == (job.aim() == Aim::InstalledHvm))
+    hvm == (job.aim() == Aim::InstalledHvm)
 }
 
 /// E13.
@@ -516,6 +519,7 @@ fn evidence(job: &Job, seen: &Observed, now: Timestamp) -> Plan {
         EvidenceKind::Report => false,
         EvidenceKind::Lease => job.signs.get(&crate::boot::sink::Sign::Lease).is_some_and(|&at| at >= since),
         EvidenceKind::Agent => !seen.guest_addresses.is_empty(),
+        EvidenceKind::Tcp(_) => seen.answers,
         EvidenceKind::None => true,
     };
     let deadline = since + job.deadlines.evidence;
@@ -528,13 +532,16 @@ fn evidence(job: &Job, seen: &Observed, now: Timestamp) -> Plan {
     Plan::Wait(deadline.min(now + job.deadlines.poll))
 }
 
-/// E14: the mark of a success first, the claim last.
+/// E14: the mark of a success first, the claim last, and only while what E11 put back still stands.
 fn release(job: &Job, seen: &Observed) -> Plan {
     if job.resolution == Some(Resolution::Abandon) || !holds_claim(job, seen) {
         return Plan::Done(Outcome::Released);
     }
-    let installed =
-        job.profile.kind == ProfileKind::Install && job.ending.is_none() && job.evidence != Evidence::None;
+    if recovery::is_forgotten(job, seen) {
+        return Plan::LookAgain;
+    }
+    let succeeds = job.ending.is_none_or(|ending| ending.state == State::Succeeded);
+    let installed = job.profile.kind == ProfileKind::Install && succeeds && job.evidence != Evidence::None;
     if installed {
         let mark = serde_json::json!({ "job": job.id, "attempt": job.attempt }).to_string();
         match seen.vm.other_config.get(INSTALLED_KEY) {

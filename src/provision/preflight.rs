@@ -352,6 +352,22 @@ pub const fn hvm_memory(vm: &VmRecord, memory: u64) -> u64 {
     memory.saturating_add(memory / SHADOW_SHARE).saturating_add(for_processors).saturating_add(HVM_OVERHEAD)
 }
 
+/// The hosts that can run HVM guests now, by their references.
+pub fn live_hosts(hosts: &[HostRecord]) -> Vec<String> {
+    let live = hosts.iter().filter(|host| host.enabled && host.takes("hvm-"));
+    live.map(|host| host.reference.clone()).collect()
+}
+
+/// Those of them that can start the VM: its storage, its networks, room. Of a VM that runs the pool does not tell, and
+/// any will do.
+pub fn hosts_among(vm: &VmRecord, hosts: &[HostRecord], possible_hosts: &[String]) -> Vec<String> {
+    let mut live = live_hosts(hosts);
+    if vm.power_state == PowerState::Halted {
+        live.retain(|host| possible_hosts.contains(host));
+    }
+    live
+}
+
 /// The hosts that could start a halted VM as HVM if they have memory: whose free memory decides.
 pub fn hosts_to_ask<'f>(
     vm: &VmRecord,

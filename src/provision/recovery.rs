@@ -45,6 +45,9 @@ pub fn disarm(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan
     if is_at_target(job, seen) || is_our_pv(job, seen) {
         return Plan::Done(Outcome::Disarmed { unstarted: false });
     }
+    if came_of_our_pv_start(job, seen) && !runs_as_asked(job, seen) {
+        return stop(job, seen, trail, now);
+    }
     let detail =
         "it runs in network boot mode, started by somebody else; shut it down and it is put back by itself";
     give_up(job, Reason::StartedBySomeone, detail.into())
@@ -66,10 +69,14 @@ fn is_our_pv(job: &Job, seen: &Observed) -> bool {
     seen.vm.power_state == PowerState::Running
         && seen.vm.domain_type.is_some()
         && runs_as_asked(job, seen)
-        && job
-            .pv_start
-            .as_ref()
-            .is_some_and(|start| start.seen.as_deref() == Some(seen.metrics.start_time.as_str()))
+        && came_of_our_pv_start(job, seen)
+}
+
+/// The domain is that of our own E12. One that does not run as asked was built from a record that a coordinator had
+/// forgotten the restore of.
+fn came_of_our_pv_start(job: &Job, seen: &Observed) -> bool {
+    let mark = job.pv_start.as_ref().and_then(|start| start.seen.as_deref());
+    mark == Some(seen.metrics.start_time.as_str())
 }
 
 /// Halted: sure, once no start of ours can be under way any more.
@@ -126,6 +133,15 @@ pub fn is_at_target(job: &Job, seen: &Observed) -> bool {
         Some(claim) => settings::way_back(&seen.vm, &claim.touched, job.aim(), false) == WayBack::AtTarget,
         None => true,
     }
+}
+
+/// After E11: a value that we wrote for the installation stands in the VM again. Only a coordinator that forgot the
+/// restore does that. What xapi itself writes at a start says nothing.
+pub fn is_forgotten(job: &Job, seen: &Observed) -> bool {
+    let Some(claim) = &job.claim else { return false };
+    let own = claim.touched.iter().filter(|(field, _)| !field.is_written_by_xapi());
+    let own = own.map(|(field, entry)| (field.clone(), entry.clone())).collect();
+    matches!(settings::way_back(&seen.vm, &own, job.aim(), false), WayBack::Next(_))
 }
 
 /// E11.

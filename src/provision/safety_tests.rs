@@ -2,7 +2,7 @@
 
 use super::{
     claim::{CLAIM_KEY, Claim},
-    job::{Effect, Ending, GateState, Intent, Job, Resolution, StageMark, StartRecord, State},
+    job::{Effect, Ending, Evidence, GateState, Intent, Job, Resolution, StageMark, StartRecord, State},
     plan::{Call, CallResult, Observed, Plan, TaskState, Trail, plan},
     reason::Reason,
     settings::{self, Aim, Field, WayBack},
@@ -165,8 +165,7 @@ fn what_ran_after_it_was_looked_at_is_not_claimed() {
 
 #[test]
 fn an_abandoned_job_is_left_alone_for_good() {
-    let (mut job, _) = at_effect(State::NeedsOperator, Effect::Disarm, 10, PowerState::Running, "t1");
-    job.settle = true;
+    let (job, _) = at_effect(State::NeedsOperator, Effect::Disarm, 10, PowerState::Running, "t1");
     let ended = step(&job, &Event::Resolve(Resolution::Abandon), at(100));
     assert_eq!((ended.state, ended.settle_at), (State::Failed, None));
 }
@@ -342,4 +341,69 @@ fn a_vm_that_was_to_stay_hvm_is_undone_in_full() {
     seen.vm.hvm_boot_params = [("order".to_owned(), "dc".to_owned())].into();
     let theirs = settings::way_back(&seen.vm, &touched, Aim::AsBefore, false);
     assert!(matches!(theirs, WayBack::Differs(_)), "{theirs:?}");
+}
+
+#[test]
+fn a_retry_that_meets_its_own_old_claim_puts_the_vm_back() {
+    let (job, seen) = at_effect(State::Preparing, Effect::Preflight, 10, PowerState::Halted, "old");
+    let claim = Box::new(job.claim.clone().unwrap());
+    let mut retried = Job { claim: None, ..job };
+    retried = step(&retried, &Event::Unsettled(claim), at(11));
+    assert_eq!((retried.state, retried.cursor), (State::Undoing, Some(Effect::Disarm)));
+    let mut flipped = seen;
+    flipped.vm.domain_type = Some("hvm".into());
+    retried.cursor = Some(Effect::Restore);
+    retried.intent = Some(Intent { effect: Effect::Restore, at: at(12) });
+    let back = plan(Effect::Restore, &retried, &flipped, &trail(12, vec![]), at(12));
+    assert_eq!(back, Plan::Call(Call::SetDomainType("pv".into())));
+    // Behind it the retry goes on by itself, as a new attempt; or not, when it was cancelled meanwhile.
+    for (cancelled, expected) in [(false, State::Queued), (true, State::Cancelled)] {
+        let mut released = Job { cursor: Some(Effect::Release), ..retried.clone() };
+        if cancelled {
+            released = step(&released, &Event::Cancel, at(13));
+        }
+        let next = step(&released, &Event::Done(Outcome::Released), at(14));
+        let attempt = retried.attempt + u32::from(!cancelled);
+        assert_eq!((next.state, next.attempt, next.ending), (expected, attempt, None));
+    }
+}
+
+#[test]
+fn without_a_word_of_the_domain_the_record_must_still_say_pv() {
+    let (mut job, mut seen) = at_effect(State::Verifying, Effect::Evidence, 10, PowerState::Running, "new");
+    job.pv_start = Some(start(5, Some("new")));
+    job.booted_at = Some(at(12));
+    seen.metrics.hvm = None;
+    let done = |seen: &Observed| plan(Effect::Evidence, &job, seen, &trail(10, vec![]), at(13));
+    assert!(matches!(done(&seen), Plan::Done(Outcome::EvidenceSeen(_))));
+    seen.vm.domain_type = Some("hvm".into());
+    assert!(matches!(done(&seen), Plan::Wait(_)), "somebody changed the type about our start");
+}
+
+#[test]
+fn a_claim_is_not_released_from_a_vm_whose_restore_was_forgotten() {
+    for (state, start_time, evidence, ending) in [
+        (State::Verifying, "t2", Evidence::Pv, State::Succeeded),
+        (State::Verifying, "t2", Evidence::None, State::Failed),
+        (State::Undoing, "t1", Evidence::None, State::Cancelled),
+    ] {
+        let (mut job, mut seen) = at_effect(state, Effect::Release, 10, PowerState::Running, start_time);
+        job.evidence = evidence;
+        if state == State::Undoing {
+            seen.vm.power_state = PowerState::Halted;
+            job.ending = Some(Ending { state: ending, reason: Some(Reason::CancelledByOperator) });
+        } else {
+            (job.start, job.pv_start) = (Some(start(1, Some("t1"))), Some(start(5, Some("t2"))));
+        }
+        let now = |job: &Job, seen: &Observed| plan(Effect::Release, job, seen, &trail(10, vec![]), at(11));
+        assert!(matches!(now(&job, &seen), Plan::Call(_)), "{state:?}: restored, it is released");
+        let order = seen.vm.hvm_boot_params.insert("order".to_owned(), "n".to_owned());
+        assert_eq!(now(&job, &seen), Plan::LookAgain, "{state:?}");
+        let back = step(&job, &Event::Outdated, at(12));
+        assert_eq!((back.state, back.cursor), (State::Undoing, Some(Effect::Disarm)));
+        assert_eq!(back.ending.map(|ending| ending.state), Some(ending));
+        // A person's value is theirs: nothing of ours stands in the VM.
+        seen.vm.hvm_boot_params.insert("order".to_owned(), "dc".to_owned());
+        assert!(matches!(now(&job, &seen), Plan::Call(_)), "{state:?}: {order:?}");
+    }
 }

@@ -133,7 +133,7 @@ impl Field {
         *self != Self::PvBootloader
     }
 
-    fn is_written_by_xapi(&self) -> bool {
+    pub(super) fn is_written_by_xapi(&self) -> bool {
         matches!(self, Self::Platform(key) if WRITTEN_BY_XAPI.contains(&key.as_str()))
     }
 }

@@ -4,24 +4,19 @@
 //! An event that does not fit (an outcome of an effect that the job is no longer at, a late report) leaves the job as
 //! it is, but for a line in its log.
 
+mod heard;
+
+pub use self::heard::ANSWER_FETCHES;
+use self::heard::{answer_fetched, booted, late, reported, sign_seen};
 pub use super::event::{Channel, Event, Outcome};
 use super::{
-    job::{
-        Difference, Effect, Ending, Evidence, GateState, Intent, Job, Resolution, StageMark, StartRecord,
-        State,
-    },
+    job::{Difference, Effect, Ending, Evidence, GateState, Intent, Job, Resolution, StartRecord, State},
     reason::Reason,
 };
-use crate::{boot::sink::Sign, clock::Timestamp, config::ProfileKind};
+use crate::{clock::Timestamp, config::ProfileKind};
 
-/// How often the answer file may be given out in one attempt.
-pub const ANSWER_FETCHES: u32 = 10;
-
-/// Stages kept of one attempt, besides the last one.
-const STAGES: usize = 64;
-
-/// A settle check comes this long after the end when the database could not be synced (the coordinator writes it
-/// within five minutes).
+/// A settle check comes this long after the end of a job that wrote a claim. The coordinator writes its database within
+/// five minutes; E11's sync makes the settings durable where the account may sync, but not E14's removal of the claim.
 pub const SETTLE_AFTER: std::time::Duration = std::time::Duration::from_secs(360);
 
 /// The job after an event. Equal to the job before when the event has no effect.
@@ -88,6 +83,16 @@ fn ahead(job: &mut Job, event: &Event, now: Timestamp) {
         Event::Report(stage) => reported(job, stage, now),
         Event::SeenHalted => job.halted_at = job.halted_at.or(Some(now)),
         Event::Waiting(why) => job.waiting.clone_from(why),
+        // E0 met a claim of an earlier attempt: that one is undone first.
+        Event::Unsettled(claim) if job.cursor == Some(Effect::Preflight) => {
+            job.claim = Some(claim.as_ref().clone());
+            job.ending = Some(Ending { state: State::Queued, reason: None });
+            job.note(
+                now,
+                format!("the VM carries the claim of attempt {}: it is put back first", claim.attempt),
+            );
+            begin_undo(job, now);
+        }
         Event::Booted(_)
         | Event::Admitted
         | Event::SafeAgain
@@ -111,8 +116,8 @@ fn after(job: &mut Job, event: &Event, now: Timestamp) {
         Event::Report(stage) => late(job, &stage.name, now),
         Event::Booted(stage) => booted(job, stage, now),
         Event::Waiting(why) => job.waiting.clone_from(why),
+        Event::Outdated => forgotten(job, now),
         Event::Admitted
-        | Event::Outdated
         | Event::Finish
         | Event::SafeAgain
         | Event::SeenHalted
@@ -140,11 +145,16 @@ fn undoing(job: &mut Job, event: &Event, now: Timestamp) {
             job.options.keep_hvm_seconds = None;
             job.note(now, "cancel: it is held up for debugging no longer");
         }
+        Event::Cancel if goes_on(job) => {
+            let reason = Some(Reason::CancelledByOperator);
+            job.ending = Some(Ending { state: State::Cancelled, reason });
+            job.note(now, "cancel: it is put back, and does not go on then");
+        }
         Event::Cancel => job.note(now, "cancel: it is being undone already"),
         Event::Sign(sign) => sign_seen(job, *sign, now),
+        Event::Outdated => forgotten(job, now),
         Event::Booted(_)
         | Event::Admitted
-        | Event::Outdated
         | Event::Finish
         | Event::SafeAgain
         | Event::SeenHalted
@@ -203,15 +213,10 @@ fn parked(job: &mut Job, event: &Event, now: Timestamp) {
 
 fn ended(job: &mut Job, event: &Event, now: Timestamp) {
     match event {
-        Event::Retry if matches!(job.state, State::Failed | State::Cancelled) => {
-            job.next_attempt();
-            job.note(now, format!("attempt {}", job.attempt));
-            job.enter(State::Queued, now);
-        }
+        Event::Retry if matches!(job.state, State::Failed | State::Cancelled) => again(job, now),
         Event::Settled => job.settle_at = None,
         Event::Unsettled(claim) => {
             job.settle_at = None;
-            job.settle = false;
             job.ending = Some(Ending { state: job.state, reason: job.reason });
             job.note(
                 now,
@@ -308,7 +313,7 @@ fn advance(job: &mut Job, outcome: &Outcome, now: Timestamp) {
         }
         Outcome::Claimed => go_to(job, Effect::Sync),
         Outcome::Synced { durable } => {
-            job.settle |= !durable;
+            note_sync(job, *durable, now);
             go_to(job, Effect::Stop);
         }
         Outcome::Stopped => {
@@ -341,7 +346,7 @@ fn advance(job: &mut Job, outcome: &Outcome, now: Timestamp) {
             go_to(job, Effect::Restore);
         }
         Outcome::Restored { durable } => {
-            job.settle |= !durable;
+            note_sync(job, *durable, now);
             // Recovery mode leaves a VM as it found it: Halted, or running again.
             let starts = job.profile.kind == ProfileKind::Install || job.was_running;
             go_to(job, if starts { Effect::StartPv } else { Effect::Release });
@@ -357,21 +362,43 @@ fn advance(job: &mut Job, outcome: &Outcome, now: Timestamp) {
             job.evidence = *evidence;
             go_to(job, Effect::Release);
         }
-        Outcome::Released => match (job.profile.kind, job.evidence) {
-            (ProfileKind::Install, Evidence::None) => {
-                end(
-                    job,
-                    State::Failed,
-                    Some(Reason::NoEvidence),
-                    "it started as PV and was not heard of",
-                    now,
-                );
-            }
-            (ProfileKind::Install, Evidence::Weak | Evidence::Pv | Evidence::Hvm)
-            | (ProfileKind::Rescue, _) => {
-                end(job, State::Succeeded, None, "", now);
-            }
-        },
+        Outcome::Released => {
+            let (ending, detail) = verdict(job);
+            end(job, ending.state, ending.reason, detail, now);
+        }
+    }
+}
+
+/// How a job ends that went all the way.
+const fn verdict(job: &Job) -> (Ending, &'static str) {
+    match (job.profile.kind, job.evidence) {
+        (ProfileKind::Install, Evidence::None) => (
+            Ending { state: State::Failed, reason: Some(Reason::NoEvidence) },
+            "it started as PV and was not heard of",
+        ),
+        (ProfileKind::Install, Evidence::Weak | Evidence::Pv | Evidence::Hvm) | (ProfileKind::Rescue, _) => {
+            (Ending { state: State::Succeeded, reason: None }, "")
+        }
+    }
+}
+
+/// E14 found that a coordinator forgot the restore: it is done again, and the end stays what it was.
+fn forgotten(job: &mut Job, now: Timestamp) {
+    if job.cursor != Some(Effect::Release) {
+        return;
+    }
+    if job.ending.is_none() {
+        let (ending, detail) = verdict(job);
+        job.ending = Some(ending);
+        detail.clone_into(&mut job.detail);
+    }
+    job.note(now, "the coordinator lost the restore; it is done again");
+    begin_undo(job, now);
+}
+
+fn note_sync(job: &mut Job, durable: bool, now: Timestamp) {
+    if !durable {
+        job.note(now, "the pool's database was not synced; the VM is looked at again after the end");
     }
 }
 
@@ -399,7 +426,7 @@ fn advance_undo(job: &mut Job, outcome: &Outcome, now: Timestamp) {
             go_to(job, Effect::Restore);
         }
         Outcome::Restored { durable } => {
-            job.settle |= !durable;
+            note_sync(job, *durable, now);
             let as_it_was = job.was_running && job.start.is_none() && job.resolution.is_none();
             go_to(job, if as_it_was { Effect::StartPv } else { Effect::Release });
         }
@@ -411,6 +438,7 @@ fn advance_undo(job: &mut Job, outcome: &Outcome, now: Timestamp) {
             job.note(now, format!("it could not be started as it was: {why}"));
             go_to(job, Effect::Release);
         }
+        Outcome::Released if goes_on(job) => again(job, now),
         Outcome::Released => {
             let ending = job.ending.unwrap_or(Ending { state: State::Failed, reason: job.reason });
             let detail = job.detail.clone();
@@ -428,6 +456,18 @@ fn advance_undo(job: &mut Job, outcome: &Outcome, now: Timestamp) {
         | Outcome::Completed
         | Outcome::EvidenceSeen(_) => {}
     }
+}
+
+/// What an earlier attempt left is undone, and then the retry goes on.
+fn goes_on(job: &Job) -> bool {
+    job.ending.is_some_and(|ending| ending.state == State::Queued)
+}
+
+/// Another attempt, with tokens of its own.
+fn again(job: &mut Job, now: Timestamp) {
+    job.next_attempt();
+    job.note(now, format!("attempt {}", job.attempt));
+    job.enter(State::Queued, now);
 }
 
 /// A failure or a cancel: the way back, or the end where nothing was begun.
@@ -503,74 +543,10 @@ fn end(job: &mut Job, state: State, reason: Option<Reason>, detail: &str, now: T
     job.reason = reason;
     detail.clone_into(&mut job.detail);
     let nothing_to_find = matches!(reason, Some(Reason::VmGone | Reason::Abandoned));
-    let looks_again = job.settle && job.claim.is_some() && !nothing_to_find;
+    let looks_again = job.claim.is_some() && !nothing_to_find;
     job.settle_at = looks_again.then(|| now + SETTLE_AFTER);
     if let Some(reason) = reason {
         job.note(now, format!("{state}: {reason} {detail}"));
     }
     job.enter(state, now);
-}
-
-fn sign_seen(job: &mut Job, sign: Sign, now: Timestamp) {
-    if sign == Sign::NetbootRefused && job.gate == GateState::Installing {
-        job.rebooted += 1;
-        job.note(now, "it netboots again after its answer file: refused (rebooted)");
-    }
-    // A lease counts as evidence only after the PV start, so the newest one is kept.
-    if sign == Sign::Lease {
-        job.signs.insert(sign, now);
-    } else {
-        job.signs.entry(sign).or_insert(now);
-    }
-}
-
-fn answer_fetched(job: &mut Job, now: Timestamp) {
-    if job.gate == GateState::Closed || job.answer_fetches >= ANSWER_FETCHES {
-        return;
-    }
-    job.answer_fetches += 1;
-    job.gate = GateState::Installing;
-    installing(job, now);
-}
-
-fn installing(job: &mut Job, now: Timestamp) {
-    if job.state == State::Booting && job.cursor == Some(Effect::Completion) {
-        job.enter(State::Installing, now);
-    }
-}
-
-fn reported(job: &mut Job, stage: &StageMark, now: Timestamp) {
-    if job.tokens.is_none() {
-        return;
-    }
-    if job.gate == GateState::Booting {
-        job.gate = GateState::Installing;
-    }
-    let completes = |name: &str| matches!(name, "done" | "failed");
-    let again =
-        |seen: &StageMark| seen.name == stage.name || (completes(&seen.name) && completes(&stage.name));
-    // The first counts. A guest cannot make its job's record grow without end.
-    if job.stages.iter().any(again) || (job.stages.len() >= STAGES && !completes(&stage.name)) {
-        return;
-    }
-    job.stages.push(stage.clone());
-    if stage.name == "done" {
-        job.done_at = job.done_at.or(Some(now));
-    }
-    installing(job, now);
-}
-
-/// A report after its time is recorded once, however often it is repeated.
-fn late(job: &mut Job, stage: &str, now: Timestamp) {
-    let text = format!("late report {stage}: recorded, without effect");
-    if !job.log.iter().any(|line| line.text == text) {
-        job.note(now, text);
-    }
-}
-
-fn booted(job: &mut Job, stage: &StageMark, now: Timestamp) {
-    if job.booted_at.is_none() {
-        job.booted_at = Some(now);
-        job.stages.push(stage.clone());
-    }
 }

@@ -95,5 +95,6 @@ pub(super) fn observed(power_state: PowerState, start_time: &str) -> Observed {
         domid_since: at(0),
         task: None,
         guest_addresses: vec![],
+        answers: false,
     }
 }

@@ -6,6 +6,7 @@
 
 mod feed;
 pub mod jobs;
+pub mod leases;
 pub mod memory;
 pub mod sqlite;
 

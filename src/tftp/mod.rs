@@ -1,18 +1,22 @@
 //! TFTP: boot loaders, PXELINUX configurations, and kernel and initrd for clients without HTTP. Reads only.
 //!
-//! What a name stands for is decided here, purely; `server` has the files and the transfer engine. Invariant: a
+//! What a name stands for is decided here, purely; `packet`, `transfer` and `sessions` are the protocol, purely too;
+//! `server` has the files, the sockets and the transfer engines. Invariant: a
 //! configuration is always rendered behind the boot gate, and never read from a file; everything else is a file
 //! below one of two published folders.
 
+pub mod packet;
 pub mod server;
+pub mod sessions;
+pub mod transfer;
 
-use crate::{boot::root::RelativePath, machine::MacAddr};
+use crate::boot::{pxelinux::ConfigName, root::RelativePath};
 
 /// What a client asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wanted {
-    /// `pxelinux.cfg/01-<mac>`: rendered for this machine.
-    Configuration(MacAddr),
+    /// `pxelinux.cfg/<name>`: rendered for the machine that the name or the asking address means.
+    Configuration(ConfigName),
     /// `f/<render token>/<path>`: a kernel or initrd.
     File {
         /// As presented.
@@ -24,26 +28,23 @@ pub enum Wanted {
     Published(RelativePath),
 }
 
-/// The largest file that is given out, in bytes: the engine reads files into memory. Larger ones belong on HTTP.
-pub const FILE_LIMIT: u64 = 128 << 20;
 /// The folder in which PXELINUX looks for configurations: by UUID, by MAC, by IP address, `default`.
 const CONFIGURATIONS: &str = "pxelinux.cfg";
-/// ARP type of Ethernet, before the MAC in PXELINUX's file names.
-const ETHERNET: &str = "01-";
 const TOKEN_LENGTH: usize = 64;
 
 impl Wanted {
     /// What this name stands for; `None`: nothing.
     ///
-    /// ROMs send backslashes, leading slashes, and a trailing 0xFF or NUL when the boot file option had none.
+    /// ROMs send backslashes, leading slashes, and a trailing 0xFF or NUL when the boot file option had none. U-Boot
+    /// takes PXELINUX's `::name` for a server without an address, and asks for `:name`.
     pub fn parse(name: &[u8]) -> Option<Self> {
         let end = name.iter().rposition(|byte| !matches!(byte, 0 | 0xff))? + 1;
         let name = std::str::from_utf8(name.get(..end)?).ok()?.replace('\\', "/");
-        let path = RelativePath::parse(&name)?;
+        let path = RelativePath::parse(name.trim_start_matches(':'))?;
         let parts: Vec<&str> = path.as_str().split('/').collect();
         if let Some(at) = parts.iter().position(|part| part.eq_ignore_ascii_case(CONFIGURATIONS)) {
             let [file] = parts.get(at + 1..)? else { return None };
-            return file.strip_prefix(ETHERNET)?.parse().ok().map(Self::Configuration);
+            return ConfigName::parse(file).map(Self::Configuration);
         }
         if let ["f", token, rest @ ..] = parts.as_slice()
             && token.len() == TOKEN_LENGTH
@@ -84,19 +85,18 @@ mod tests {
 
     #[test]
     fn configurations_go_by_mac_in_any_case_and_folder() {
-        let mac = "02:16:3e:00:00:0a".parse().unwrap();
+        let configuration =
+            Some(Wanted::Configuration(ConfigName::Mac("02:16:3e:00:00:0a".parse().unwrap())));
         for name in [
             "pxelinux.cfg/01-02-16-3e-00-00-0a",
             "/pxelinux.cfg/01-02-16-3E-00-00-0A",
             "boot/bios/pxelinux.cfg/01-02-16-3e-00-00-0a",
             "PXELINUX.CFG\\01-02-16-3e-00-00-0a",
         ] {
-            assert_eq!(Wanted::parse(name.as_bytes()), Some(Wanted::Configuration(mac)), "{name}");
+            assert_eq!(Wanted::parse(name.as_bytes()), configuration, "{name}");
         }
         for name in [
-            "pxelinux.cfg/default",
-            "pxelinux.cfg/0A000001",
-            "pxelinux.cfg/2a5d1c3e-0000-0000-0000-000000000001",
+            "pxelinux.cfg/graphics.cfg",
             "pxelinux.cfg/02-02-16-3e-00-00-0a",
             "pxelinux.cfg/01-02-16-3e-00-00",
             "pxelinux.cfg",
@@ -114,6 +114,7 @@ mod tests {
         assert_eq!(Wanted::parse(format!("/f/{TOKEN}//u/linux").as_bytes()), file("u/linux"));
         assert_eq!(Wanted::parse(format!("f/{TOKEN}").as_bytes()), None);
         assert_eq!(Wanted::parse(b"f/short/linux"), published("f/short/linux"));
+        assert_eq!(Wanted::parse(format!(":f/{TOKEN}/u/linux").as_bytes()), file("u/linux"), "U-Boot");
     }
 
     #[test]

@@ -1,54 +1,51 @@
-//! The TFTP shell: sockets, the transfer engine behind [`Engine`], and the files behind [`Library`].
+//! The TFTP shell: sockets, the transfer engines behind [`Engine`], and what they give out behind [`Library`].
 //!
-//! Invariants: one engine per address, since a reply must leave from the address that was asked; an engine that ends
-//! is started again; a transfer reads from memory, so that a slow disk stalls no other transfer. The engine opens one
-//! file at a time: opening is one look at the disk, and a read only when the file is not in memory yet.
+//! Invariants: a reply leaves from the address that was asked; an engine that ends is started again; names come from
+//! the published files and from what is rendered, and from nowhere else.
+//! `own` is the engine of the house, over the pure `sessions`; `shelf` finds what a name stands for; `content` reads
+//! files in pieces; `socket` is the own engine's wire; `async_tftp` is the other engine.
+
+mod async_tftp;
+mod content;
+mod own;
+mod shelf;
+mod socket;
 
 use std::{
-    collections::HashMap,
-    fmt,
-    io::{self, Read},
+    fmt, io,
     net::{IpAddr, SocketAddr, SocketAddrV4, UdpSocket},
-    path::{Path, PathBuf},
-    pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
-    time::{Duration, SystemTime},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
 };
 
-use async_tftp::{
-    packet,
-    server::{Handler, TftpServerBuilder},
-};
 use futures_util::future::BoxFuture;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{info, warn};
 
-use super::{FILE_LIMIT, Wanted};
+use self::shelf::Shelf;
+pub use self::{
+    async_tftp::AsyncTftp,
+    content::{Content, OpenFile},
+    own::Own,
+};
+use super::{
+    packet::ErrorCode,
+    sessions::{Denial, Ended},
+    transfer::Rollover,
+};
 use crate::{
     boot::{
-        Answer, Ask, Gate,
-        render::{PXELINUX_REFUSAL, Templates, Urls},
-        root::{OpenRootError, RelativePath, Root},
-        sink::{Seen, Sign, Sink},
+        Gate,
+        render::{Templates, Urls},
+        root::{OpenRootError, Root},
+        sink::Sink,
     },
-    config::TftpConfig,
-    machine::MacAddr,
+    config::{TftpConfig, TftpEngine},
 };
 
-/// Between two sendings of a block.
-const RESEND: Duration = Duration::from_secs(1);
-/// Sendings before a client counts as gone: a probe that was broken off is forgotten after six seconds.
-const RESENDS: u32 = 5;
-/// What fits into an Ethernet frame behind IP, UDP and TFTP headers; larger blocks fragment, and old ROMs cannot
-/// put fragments together.
-const BLOCK_LIMIT: u16 = 1468;
-/// Blocks in flight (RFC 7440): bounds what one small request makes us send.
-const WINDOW_LIMIT: u16 = 32;
-/// What is kept of files in memory, in bytes.
-const MEMORY_LIMIT: u64 = 256 << 20;
 /// Before an engine that ended is started again: first, and at most.
 const RESTART: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 
@@ -57,8 +54,8 @@ const RESTART: (Duration, Duration) = (Duration::from_millis(200), Duration::fro
 pub enum Refusal {
     /// Nothing of that name, or not for this client.
     NotFound,
-    /// Larger than [`FILE_LIMIT`].
-    TooLarge,
+    /// The file is not what the manifest beside it says.
+    Withdrawn,
     /// The disk failed, or a template.
     Failed,
 }
@@ -68,99 +65,76 @@ impl Refusal {
     pub const fn label(self) -> &'static str {
         match self {
             Self::NotFound => "not_found",
-            Self::TooLarge => "too_large",
+            Self::Withdrawn => "withdrawn",
             Self::Failed => "failed",
         }
     }
+
+    /// What the client is told.
+    pub const fn denial(self) -> Denial {
+        match self {
+            Self::NotFound => Denial { code: ErrorCode::NotFound, text: "File not found" },
+            Self::Withdrawn => {
+                Denial { code: ErrorCode::Undefined, text: "withdrawn: the file is not what SHA256SUMS says" }
+            }
+            Self::Failed => Denial { code: ErrorCode::Undefined, text: "the server cannot read this now" },
+        }
+    }
 }
 
-/// What a transfer engine asks for every read request.
+/// What a transfer engine asks for every read request, and tells of every transfer.
 pub trait Library: Send + Sync + fmt::Debug {
     /// The content of a name as the client sent it.
-    fn open<'a>(&'a self, peer: IpAddr, name: &'a [u8]) -> BoxFuture<'a, Result<Arc<[u8]>, Refusal>>;
+    fn open<'a>(&'a self, peer: IpAddr, name: &'a [u8]) -> BoxFuture<'a, Result<Content, Refusal>>;
+
+    /// A transfer is over. Never blocks.
+    fn ended(&self, ended: Ended);
 }
 
-/// A TFTP implementation: serves one socket until that fails.
+/// A TFTP implementation: serves one socket until that fails, or until `stop`.
 pub trait Engine: Send + Sync + fmt::Debug {
-    /// Serves; returns what ended it.
-    fn serve(&self, socket: UdpSocket, library: Arc<dyn Library>) -> BoxFuture<'static, io::Error>;
+    /// Serves. After `stop` no request is taken, transfers may come to their end, and then it is over.
+    fn serve(
+        &self,
+        socket: UdpSocket,
+        library: Arc<dyn Library>,
+        stop: CancellationToken,
+    ) -> BoxFuture<'static, io::Result<()>>;
 }
 
-/// The engine of the crate `async-tftp`.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct AsyncTftp;
-
-impl Engine for AsyncTftp {
-    fn serve(&self, socket: UdpSocket, library: Arc<dyn Library>) -> BoxFuture<'static, io::Error> {
-        Box::pin(async move {
-            let built = TftpServerBuilder::with_handler(Adapter(library))
-                .timeout(RESEND)
-                .max_send_retries(RESENDS)
-                .block_size_limit(BLOCK_LIMIT)
-                .window_size_limit(WINDOW_LIMIT)
-                .std_socket(socket);
-            let ended = async { built?.build().await?.serve().await };
-            match ended.await {
-                Ok(()) => io::Error::other("the engine ended by itself"),
-                Err(error) => io::Error::other(error),
-            }
-        })
-    }
+/// How an engine is to behave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// The largest block, in bytes; what fits a frame of the interface bounds it too.
+    pub block_size: u16,
+    /// The largest window, in blocks.
+    pub window: u16,
+    /// What follows block 65,535.
+    pub rollover: Rollover,
+    /// Files leave from the port that was asked.
+    pub single_port: bool,
+    /// Transfers of one address.
+    pub per_client: usize,
+    /// Transfers in all.
+    pub in_all: usize,
+    /// The device that sockets are bound to.
+    pub device: Option<String>,
 }
 
-struct Adapter(Arc<dyn Library>);
-
-impl Handler for Adapter {
-    type Reader = Reader;
-    type Writer = Vec<u8>; // never opened
-
-    async fn read_req_open(
-        &mut self,
-        client: &SocketAddr,
-        path: &Path,
-    ) -> Result<(Self::Reader, Option<u64>), packet::Error> {
-        match self.0.open(client.ip(), path.as_os_str().as_encoded_bytes()).await {
-            Ok(content) => {
-                let length = u64::try_from(content.len()).ok();
-                Ok((Reader { content, position: 0 }, length))
-            }
-            Err(refusal) => {
-                debug!(peer = %client, file = %path.display(), refusal = refusal.label(), "TFTP file refused");
-                Err(packet::Error::FileNotFound)
-            }
-        }
-    }
-
-    async fn write_req_open(
-        &mut self,
-        client: &SocketAddr,
-        path: &Path,
-        _size: Option<u64>,
-    ) -> Result<Self::Writer, packet::Error> {
-        debug!(peer = %client, file = %path.display(), "TFTP write refused");
-        Err(packet::Error::IllegalOperation)
-    }
-}
-
-/// Reads from memory.
-struct Reader {
-    content: Arc<[u8]>,
-    position: usize,
-}
-
-impl futures_io::AsyncRead for Reader {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        _context: &mut Context<'_>,
-        buffer: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        let rest = self.content.get(self.position..).unwrap_or_default();
-        let length = rest.len().min(buffer.len());
-        if let (Some(to), Some(from)) = (buffer.get_mut(..length), rest.get(..length)) {
-            to.copy_from_slice(from);
-        }
-        self.position += length;
-        Poll::Ready(Ok(length))
+/// The engine that the configuration names.
+pub fn engine(config: &TftpConfig) -> Arc<dyn Engine> {
+    let settings = Settings {
+        block_size: config.block_size,
+        window: config.window,
+        rollover: config.rollover,
+        single_port: config.single_port,
+        per_client: config.transfers_per_client.into(),
+        in_all: config.transfers.into(),
+        device: config.device.clone(),
+    };
+    match config.engine {
+        TftpEngine::Own => Arc::new(Own(settings)),
+        TftpEngine::AsyncTftp => Arc::new(AsyncTftp(settings)),
     }
 }
 
@@ -216,11 +190,7 @@ pub fn bind(config: &TftpConfig, shared: Shared, engine: Arc<dyn Engine>) -> Res
         info!(address = %bound, "TFTP listens");
         sockets.push((socket, bound));
     }
-    Ok(Server {
-        sockets,
-        shelf: Arc::new(Shelf { shared, published, files, memory: Memory::default() }),
-        engine,
-    })
+    Ok(Server { sockets, shelf: Arc::new(Shelf::new(shared, published, files)), engine })
 }
 
 fn listen(address: SocketAddrV4, device: Option<&str>) -> io::Result<(UdpSocket, SocketAddr)> {
@@ -240,198 +210,42 @@ impl Server {
         self.sockets.iter().map(|(_, address)| *address).collect()
     }
 
-    /// Serves until `stop`, which cuts transfers short: a boot loader asks again.
+    /// Serves until `stop`, and then until the engines have ended their transfers, which they do within seconds.
     pub async fn run(self, stop: CancellationToken) {
         let mut engines = JoinSet::new();
         for (socket, address) in self.sockets {
-            engines.spawn(supervise(socket, address, Arc::clone(&self.shelf), Arc::clone(&self.engine)));
+            let (shelf, engine) = (Arc::clone(&self.shelf), Arc::clone(&self.engine));
+            engines.spawn(supervise(socket, address, shelf, engine, stop.clone()));
         }
-        stop.cancelled().await;
-        engines.shutdown().await;
+        while engines.join_next().await.is_some() {}
     }
 }
 
 /// Keeps an engine running on a socket, with a growing pause between starts.
-async fn supervise(socket: UdpSocket, address: SocketAddr, shelf: Arc<dyn Library>, engine: Arc<dyn Engine>) {
+async fn supervise(
+    socket: UdpSocket,
+    address: SocketAddr,
+    shelf: Arc<dyn Library>,
+    engine: Arc<dyn Engine>,
+    stop: CancellationToken,
+) {
     let mut pause = RESTART.0;
-    loop {
+    while !stop.is_cancelled() {
         let started = tokio::time::Instant::now();
         let mut running = JoinSet::new(); // aborts the engine when dropped, and contains its panics
         match socket.try_clone() {
-            Ok(socket) => drop(running.spawn(engine.serve(socket, Arc::clone(&shelf)))),
+            Ok(socket) => drop(running.spawn(engine.serve(socket, Arc::clone(&shelf), stop.clone()))),
             Err(error) => warn!(%address, %error, "TFTP has no descriptor for its socket"),
         }
-        if let Some(ended) = running.join_next().await {
-            let error = ended.unwrap_or_else(io::Error::other);
+        if let Some(ended) = running.join_next().await
+            && let Err(error) = ended.unwrap_or_else(|error| Err(io::Error::other(error)))
+        {
             warn!(%address, %error, "TFTP ended and starts again");
         }
         if started.elapsed() > RESTART.1 {
             pause = RESTART.0; // it ran well for a while
         }
-        tokio::time::sleep(pause).await;
+        let _ = tokio::time::timeout(pause, stop.cancelled()).await; // either will do
         pause = (pause * 2).min(RESTART.1);
-    }
-}
-
-/// The files, rendered and published.
-#[derive(Debug)]
-struct Shelf {
-    shared: Shared,
-    published: Root,
-    files: Root,
-    memory: Memory,
-}
-
-impl Library for Shelf {
-    fn open<'a>(&'a self, peer: IpAddr, name: &'a [u8]) -> BoxFuture<'a, Result<Arc<[u8]>, Refusal>> {
-        Box::pin(async move {
-            match Wanted::parse(name).ok_or(Refusal::NotFound)? {
-                Wanted::Configuration(mac) => self.configuration(mac, peer),
-                Wanted::File { token, path } => self.file(&token, path, peer).await,
-                Wanted::Published(path) => {
-                    let content = self.memory.read(&self.published, path).await?;
-                    if let Some(mac) = self.shared.gate.who(peer) {
-                        self.tell(mac, Sign::Loader, peer);
-                    }
-                    Ok(content)
-                }
-            }
-        })
-    }
-}
-
-impl Shelf {
-    fn tell(&self, mac: MacAddr, sign: Sign, peer: IpAddr) {
-        self.shared.gate.met(mac, peer);
-        self.shared.sink.seen(Seen { mac, sign, peer: Some(peer) });
-    }
-
-    fn configuration(&self, mac: MacAddr, peer: IpAddr) -> Result<Arc<[u8]>, Refusal> {
-        let (text, sign) = match self.shared.gate.answer(Ask::Netboot { mac }) {
-            Answer::Unknown => return Err(Refusal::NotFound),
-            Answer::Refused(_) => (PXELINUX_REFUSAL.to_owned(), Sign::NetbootRefused),
-            Answer::Boot(armed) => {
-                let rendered = self.shared.templates.pxelinux_config(&armed, &self.shared.urls);
-                let text = rendered.map_err(|problem| {
-                    error!(job = %armed.job, vm = %armed.vm_name, %problem, "what this machine needs cannot be rendered");
-                    Refusal::Failed
-                })?;
-                (text, Sign::Script)
-            }
-        };
-        self.tell(mac, sign, peer);
-        Ok(text.into_bytes().into())
-    }
-
-    async fn file(&self, token: &str, path: RelativePath, peer: IpAddr) -> Result<Arc<[u8]>, Refusal> {
-        let Answer::Boot(armed) = self.shared.gate.answer(Ask::File { token }) else {
-            return Err(Refusal::NotFound);
-        };
-        let sign = armed.file_sign(&path).ok_or(Refusal::NotFound)?;
-        let content = self.memory.read(&self.files, path).await?;
-        self.tell(armed.mac, sign, peer);
-        Ok(content)
-    }
-}
-
-/// Files in memory, as long as they are what the disk has.
-#[derive(Debug, Clone, Default)]
-struct Memory(Arc<Mutex<Cached>>);
-
-#[derive(Debug, Default)]
-struct Cached {
-    files: HashMap<(PathBuf, RelativePath), CachedFile>,
-    bytes: u64,
-    reads: u64,
-}
-
-struct CachedFile {
-    content: Arc<[u8]>,
-    length: u64,
-    modified: Option<SystemTime>,
-    /// The number of the read that last used it.
-    used: u64,
-}
-
-impl fmt::Debug for CachedFile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CachedFile").field("length", &self.length).finish_non_exhaustive()
-    }
-}
-
-impl Memory {
-    async fn read(&self, root: &Root, path: RelativePath) -> Result<Arc<[u8]>, Refusal> {
-        let (memory, root) = (self.clone(), root.clone());
-        let read = tokio::task::spawn_blocking(move || memory.read_now(&root, path)).await;
-        read.unwrap_or(Err(Refusal::Failed))
-    }
-
-    fn read_now(&self, root: &Root, path: RelativePath) -> Result<Arc<[u8]>, Refusal> {
-        let mut published = root.open_file(&path).map_err(|error| {
-            debug!(file = path.as_str(), %error, "TFTP file not opened");
-            Refusal::NotFound
-        })?;
-        let key = (root.path().to_owned(), path);
-        let (length, modified) = (published.length, published.modified);
-        if let Some(content) = self.lock().find(&key, length, modified) {
-            return Ok(content);
-        }
-        if length > FILE_LIMIT {
-            warn!(file = key.1.as_str(), length, limit = FILE_LIMIT, "too large for TFTP; boot it by HTTP");
-            return Err(Refusal::TooLarge);
-        }
-        let mut content = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
-        if let Err(error) = published.file.by_ref().take(FILE_LIMIT).read_to_end(&mut content) {
-            warn!(file = key.1.as_str(), %error, "TFTP file cannot be read");
-            return Err(Refusal::Failed);
-        }
-        let content: Arc<[u8]> = content.into();
-        self.lock().keep(key, Arc::clone(&content), length, modified);
-        Ok(content)
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Cached> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Cached {
-    fn find(
-        &mut self,
-        key: &(PathBuf, RelativePath),
-        length: u64,
-        modified: Option<SystemTime>,
-    ) -> Option<Arc<[u8]>> {
-        self.reads += 1;
-        let file = self.files.get_mut(key)?;
-        file.used = self.reads;
-        (file.length == length && file.modified == modified && modified.is_some())
-            .then(|| Arc::clone(&file.content))
-    }
-
-    /// Keeps a file, and lets those go that were not asked for the longest.
-    fn keep(
-        &mut self,
-        key: (PathBuf, RelativePath),
-        content: Arc<[u8]>,
-        length: u64,
-        modified: Option<SystemTime>,
-    ) {
-        self.drop_file(&key);
-        while self.bytes + length > MEMORY_LIMIT {
-            let oldest = self.files.iter().min_by_key(|(_, file)| file.used).map(|(key, _)| key.clone());
-            match oldest {
-                Some(oldest) => self.drop_file(&oldest),
-                None => break,
-            }
-        }
-        self.bytes += length;
-        self.files.insert(key, CachedFile { content, length, modified, used: self.reads });
-    }
-
-    fn drop_file(&mut self, key: &(PathBuf, RelativePath)) {
-        if let Some(file) = self.files.remove(key) {
-            self.bytes -= file.length;
-        }
     }
 }

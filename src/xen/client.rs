@@ -193,7 +193,13 @@ impl Client {
     }
 
     /// One call within its deadline. Waiting for a free place among the calls under way has the same limit, before.
-    async fn timed(&self, method: Method, params: Vec<Value>, place: Place) -> Result<Value, CallError> {
+    async fn timed(
+        &self,
+        method: Method,
+        params: Vec<Value>,
+        place: Place,
+        again: Again,
+    ) -> Result<Value, CallError> {
         self.wire.trusted()?;
         let deadline = (self.deadline)(method);
         // event.from waits for a minute by design, on a connection that no other call shares meanwhile.
@@ -210,7 +216,7 @@ impl Client {
             let detail = format!("pool {}: no answer in {deadline:?}", self.wire.pool);
             self.no_answer(method, sent.load(Ordering::Relaxed), detail)
         };
-        timeout(deadline, self.exchange(method, params, &sent)).await.map_err(late)?
+        timeout(deadline, self.exchange(method, params, again, &sent)).await.map_err(late)?
     }
 
     /// The call itself: at most one new login, one new connection and [`MAX_HOPS`] redirects, all of them after
@@ -219,8 +225,10 @@ impl Client {
         &self,
         method: Method,
         params: Vec<Value>,
+        again: Again,
         sent: &AtomicBool,
     ) -> Result<Value, CallError> {
+        let repeats = again == Again::AtOnce || !method.changes_the_pool();
         let (mut relogins, mut reconnects, mut hops) = (0, 0, 0);
         loop {
             let session = self.session().await?;
@@ -238,19 +246,25 @@ impl Client {
                     sent.store(false, Ordering::Relaxed);
                     self.leave(&session, None).await;
                     reconnects += 1;
-                    if reconnects > 1 {
+                    if reconnects > 1 || !repeats {
                         return Err(CallError::Unreachable { detail });
                     }
                 }
                 Ok(Err(failure)) => {
                     sent.store(false, Ordering::Relaxed);
-                    if failure.is("SESSION_INVALID") && relogins == 0 {
+                    let ended = failure.is("SESSION_INVALID") && relogins == 0;
+                    let moved = failure.is("HOST_IS_SLAVE") && hops < MAX_HOPS;
+                    if ended {
                         relogins += 1;
                         self.leave(&session, None).await;
-                    } else if failure.is("HOST_IS_SLAVE") && hops < MAX_HOPS {
+                    } else if moved {
                         hops += 1;
                         self.follow(&session, &failure).await?;
-                    } else if STARTING.contains(&failure.code.as_str()) {
+                    }
+                    if (ended || moved) && repeats {
+                        continue;
+                    }
+                    if STARTING.contains(&failure.code.as_str()) {
                         // It may come up as another's follower: the next call looks anew.
                         self.leave(&session, None).await;
                         let detail = format!("pool {}: {}: {failure}", self.wire.pool, session.at);
@@ -274,9 +288,15 @@ impl Client {
         }
     }
 
-    async fn call_from(&self, place: Place, method: Method, params: Vec<Value>) -> Result<Value, CallError> {
+    async fn call_from(
+        &self,
+        place: Place,
+        again: Again,
+        method: Method,
+        params: Vec<Value>,
+    ) -> Result<Value, CallError> {
         let started = Instant::now();
-        let outcome = self.timed(method, params, place).await;
+        let outcome = self.timed(method, params, place, again).await;
         let class = outcome.as_ref().err().map(CallError::class);
         debug!(pool = %self.wire.pool, method = method.name(), took = ?started.elapsed(), ?class, "called the pool");
         outcome
@@ -285,18 +305,37 @@ impl Client {
 
 impl Transport for Client {
     fn call<'a>(&'a self, method: Method, params: Vec<Value>) -> BoxFuture<'a, Result<Value, CallError>> {
-        self.call_from(Place::Ordinary, method, params).boxed()
+        self.call_from(Place::Ordinary, Again::AtOnce, method, params).boxed()
     }
 }
 
-/// The same pool for putting settings back: its calls find a place also where a fleet's other calls take all that
+/// Who repeats a call that was refused because the session had ended or the coordinator is another one now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Again {
+    /// The client, under its new session.
+    AtOnce,
+    /// Of a change the caller, when it has looked: a coordinator that came back may have forgotten what it saw.
+    WhenLooked,
+}
+
+/// The same pool for jobs: a change is never repeated behind a new login without another look.
+#[derive(Debug, Clone)]
+pub struct ForJobs(pub Arc<Client>);
+
+impl Transport for ForJobs {
+    fn call<'a>(&'a self, method: Method, params: Vec<Value>) -> BoxFuture<'a, Result<Value, CallError>> {
+        self.0.call_from(Place::Ordinary, Again::WhenLooked, method, params).boxed()
+    }
+}
+
+/// The same as [`ForJobs`] for putting settings back: its calls find a place also where a fleet's other calls take all that
 /// they may.
 #[derive(Debug, Clone)]
 pub struct WayBack(pub Arc<Client>);
 
 impl Transport for WayBack {
     fn call<'a>(&'a self, method: Method, params: Vec<Value>) -> BoxFuture<'a, Result<Value, CallError>> {
-        self.0.call_from(Place::WayBack, method, params).boxed()
+        self.0.call_from(Place::WayBack, Again::WhenLooked, method, params).boxed()
     }
 }
 

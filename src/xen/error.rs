@@ -68,7 +68,7 @@ pub enum CallError {
         detail: String,
     },
     /// Login refused: wrong password, or no role. Not retried by itself.
-    #[error("the pool refused the login: {failure}")]
+    #[error("the pool refused the login, see user and password_file: {failure}")]
     LoginRefused {
         /// The pool's words.
         failure: Failure,

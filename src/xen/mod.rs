@@ -334,6 +334,7 @@ impl Method {
 pub trait Transport: Send + Sync + fmt::Debug {
     /// One call. Never retried by the transport when it may have had an effect: an unknown outcome is
     /// [`CallError::Unknown`], and the caller looks. SESSION_INVALID is answered by one new login and one
-    /// repeat (the pool refused before it did anything); HOST_IS_SLAVE by following to a known member.
+    /// repeat (the pool refused before it did anything); HOST_IS_SLAVE by following to a known member. A job's changes
+    /// are not repeated so: it looks at the VM first, which a coordinator that came back may have an older record of.
     fn call<'a>(&'a self, method: Method, params: Vec<Value>) -> BoxFuture<'a, Result<Value, CallError>>;
 }

@@ -1,6 +1,6 @@
 //! Which role each message needs, since when it exists, and what of it an account may do. Pure.
 //!
-//! The facts are the data model's; `tests/it/releases.rs` holds them against it. An account's own rights are read
+//! The facts are the data model's; `tests/it/xen/releases.rs` holds them against it. An account's own rights are read
 //! from its session (`session.get_record`), which any account may, so that asking changes nothing on the pool.
 
 use std::{collections::BTreeSet, fmt};

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     common::site::{LONG, Plan, Site, vm},
-    releases::cycles,
+    xen::releases::cycles,
 };
 
 /// Calls by their method, the most frequent first.

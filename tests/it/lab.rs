@@ -100,7 +100,8 @@ fn responder(lab: &Lab, url: &str, told: Arc<Told>) -> Router {
 fn a_vm_with_real_firmware_is_flipped_installed_restored_and_boots_by_pygrub() {
     let Some(folder) = lab_or_skip() else { return };
     let program = env!("CARGO_BIN_EXE_bootflip").into();
-    let options = LabOptions { lab: folder, vms: 1, json: true, program, keep: false };
+    let options =
+        LabOptions { lab: folder, vms: 1, tftp_engine: "own".into(), json: true, program, keep: false };
     let document = run::run(&options).unwrap();
     let vm = &document.vms[0];
     assert!(document.ok, "{}", document.table());

@@ -7,7 +7,7 @@ use bootflip::{
     provision::{
         Effect, Event, Reason, State,
         executor::Decisions,
-        job::{Evidence, Options},
+        job::{Evidence, Options, Resolution},
     },
     sim::{
         pool::{PersonAct, Pool, Release, VmSpec},
@@ -190,6 +190,32 @@ pub(crate) fn asleep_through_the_start(decisions: Decisions) -> World {
         storm: None,
         downtime: Downtime::UntilHalted,
     })
+}
+
+/// An operator abandoned a job and retries it: what it left is put back, and one `jobs retry` is enough.
+#[test]
+fn a_retry_of_an_abandoned_job_undoes_the_old_attempt_and_goes_on() {
+    let mut world = reinstall(None);
+    let uuid = world.truths()[0].uuid.clone();
+    let order = |order: &str| {
+        let pairs = [("order", order), ("firmware", "bios")];
+        PersonAct::SetBootParams(pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).into())
+    };
+    while world.jobs()[0].state != State::Installing {
+        world.pass(Duration::from_secs(1));
+    }
+    assert!(world.person(&uuid, &order("dc")));
+    world.pass(Duration::from_secs(3600));
+    assert_eq!(world.jobs()[0].reason, Some(Reason::SettingsChanged), "{:#?}", world.jobs()[0].log);
+    assert!(world.operate("job-0", Event::Resolve(Resolution::Abandon)));
+    assert!(world.person(&uuid, &order("n")));
+    assert!(world.truths()[0].claim.is_some());
+    assert!(world.operate("job-0", Event::Retry));
+    world.pass(Duration::from_secs(4 * 3600));
+    let (job, truth) = (world.jobs().remove(0), world.truths().remove(0));
+    assert_eq!((job.state, job.attempt), (State::Succeeded, 3), "{:#?}", job.log);
+    assert_eq!((truth.claim, truth.domain_type.as_deref()), (None, Some("pv")));
+    assert!(truth.hvm_boot_params.is_empty(), "{:?}", truth.hvm_boot_params);
 }
 
 /// The server is away from the PV start until somebody has shut the new system down.

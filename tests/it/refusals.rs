@@ -17,6 +17,7 @@ use bootflip::{
     machine::MacAddr,
     provision::{
         Reason, State,
+        admission::Caps,
         executor::{Decisions, Executor, Parts, PoolAccess, Wakers},
         job::{NewJob, Options},
     },
@@ -153,7 +154,7 @@ async fn run(folder: &Path, case: Case) -> Came {
         store: Arc::new(MemoryStore::new()),
         pools: [(
             "main".to_owned(),
-            PoolAccess { way_back: api.clone(), api, allow: case.allow, installs: 4 },
+            PoolAccess { way_back: api.clone(), api, allow: case.allow, installs: Caps { pool: 4, host: 4 } },
         )]
         .into(),
         gate: Gate::default(),
@@ -161,6 +162,7 @@ async fn run(folder: &Path, case: Case) -> Came {
         key: TokenKey::new([7; 32]),
         serving: Arc::new(offer),
         wakers: Arc::new(NoWakers),
+        reach: Arc::new(bootflip::app::reach::Tcp),
         nonce: Box::new(|| "nonce".into()),
         decisions: Decisions::default(),
     });

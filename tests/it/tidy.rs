@@ -56,9 +56,10 @@ fn is_shell(path: &str) -> bool {
         || path.starts_with("store/")
         || path.starts_with("sim/")
         || path.starts_with("provision/executor/")
+        || path.starts_with("tftp/server/")
         || path.starts_with("xen/client")
         || path.starts_with("config/load")
-        || path.starts_with("dhcp/server/")
+        || path.contains("/server/")
         || ["server.rs", "client.rs", "runner.rs", "clock.rs", "main.rs", "root.rs"].contains(&file)
 }
 

@@ -370,8 +370,18 @@ fn no_claim(effect: Effect, job: &Job, seen: &Observed, trail: &Trail, now: Time
 fn release_before_restore(effect: Effect, job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
     match effect {
         Effect::Restore => Plan::Done(Outcome::Restored { durable: true }),
+        Effect::Release => blind_release(job, seen, trail, now),
         _ => plan(effect, job, seen, trail, now),
     }
+}
+
+/// E14 without its own look at what E11 put back, which alone would catch both mutants.
+fn blind_release(job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
+    let mut job = job.clone();
+    if let Some(claim) = &mut job.claim {
+        claim.touched.clear();
+    }
+    plan(Effect::Release, &job, seen, trail, now)
 }
 
 fn no_read_back(effect: Effect, job: &Job, seen: &Observed, trail: &Trail, now: Timestamp) -> Plan {
@@ -386,6 +396,7 @@ fn no_read_back(effect: Effect, job: &Job, seen: &Observed, trail: &Trail, now: 
             }
             plan(effect, job, &before, trail, now)
         }
+        Effect::Release => blind_release(job, seen, trail, now),
         _ => plan(effect, job, seen, trail, now),
     }
 }

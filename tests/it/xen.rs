@@ -1,6 +1,10 @@
 //! The XenAPI client against a server that misbehaves: sessions, redirects, trust, lost answers, deadlines.
 
+mod databases;
+mod errors;
+mod faults;
 mod identity;
+pub(crate) mod releases;
 mod server;
 mod trust;
 
@@ -20,7 +24,7 @@ use bootflip::{
     xen::{
         CallError, Class, Failure, Method, Transport, Value,
         api::Api,
-        client::{Client, WayBack},
+        client::{Client, ForJobs, WayBack},
     },
 };
 use futures_util::future::join_all;
@@ -122,6 +126,32 @@ async fn an_expired_session_costs_one_login_and_one_repeat() {
         let methods = server.methods();
         assert_eq!(methods.iter().filter(|method| *method == LOGIN).count(), 2);
         assert_eq!(methods.iter().filter(|method| *method == "VM.set_domain_type").count(), repeats);
+    }
+}
+
+/// A coordinator that came back may have forgotten what the caller saw.
+#[tokio::test]
+async fn a_change_of_a_job_is_repeated_only_by_the_job_itself() {
+    for (refusal, class) in [("SESSION_INVALID", Class::Relogin), ("HOST_IS_SLAVE", Class::Redirect)] {
+        let next = Server::start(friendly).await;
+        let named = next.address.to_string();
+        let left = AtomicUsize::new(1);
+        let first = Server::start(move |call| {
+            let ours = call.method.starts_with("VM.");
+            let hit = |left: usize| left.checked_sub(1).filter(|_| ours);
+            let refused = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, hit).is_ok();
+            if refused { failure(refusal, &[&named]) } else { friendly(call) }
+        })
+        .await;
+        let client = Arc::new(client(&first, &[next.address.to_string()]));
+        let (jobs, params) = (ForJobs(client.clone()), vec![Value::string("vm"), Value::string("hvm")]);
+        let change = || jobs.call(Method::VmSetDomainType, params.clone());
+        let refused = change().await.unwrap_err();
+        assert_eq!((refused.class(), refused.is(refusal)), (class, true));
+        assert_eq!(change().await, Ok(Value::void()), "behind a look of the caller's own");
+        let sent = [first.methods(), next.methods()].concat();
+        assert_eq!(sent.iter().filter(|method| *method == "VM.set_domain_type").count(), 2);
+        assert_eq!(sent.iter().filter(|method| *method == LOGIN).count(), 2, "it has logged in anew");
     }
 }
 

@@ -22,6 +22,15 @@ wants dnsmasq dnsmasq-base
 # firmware
 wants qemu-system-x86_64 qemu-system-x86
 wants /usr/lib/ipxe/qemu/pxe-e1000.rom ipxe-qemu
+wants /usr/lib/u-boot/qemu-x86/u-boot.rom u-boot-qemu
+wants /usr/lib/ipxe/ipxe.lkrn ipxe
+wants /usr/lib/PXELINUX/pxelinux.0 pxelinux
+wants /usr/lib/syslinux/modules/bios/ldlinux.c32 syslinux-common
+# HTTP and TFTP clients
+wants curl curl
+wants atftp atftp
+wants /usr/bin/tftp tftp-hpa
+wants wget wget
 wants ip iproute2
 wants unshare util-linux
 [ -n "$need" ] || exit 0

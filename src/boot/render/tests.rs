@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, process::Command};
 
 use serde_json::json;
 
-use super::*;
+use super::{lint::Dialect, *};
 use crate::{
     boot::ArmPhase,
     secret::{TokenKey, TokenUse},
@@ -62,7 +62,7 @@ fn answer(source: &str) -> Result<String, String> {
 #[test]
 fn an_ipxe_script_tries_four_times_one_command_a_line() {
     let armed = armed("auto=true url={{ answer_url }} ---", Some("preseed.j2"));
-    let script = named(&armed, &templates(&[]).ipxe_script(&armed, &urls()).unwrap());
+    let script = named(&armed, &templates(&[]).ipxe_script(&armed, &urls(), Dialect::Ipxe2012).unwrap());
     let one = |n: u32| {
         format!(
             "imgfree\n\
@@ -76,11 +76,86 @@ fn an_ipxe_script_tries_four_times_one_command_a_line() {
     assert_eq!(script, format!("#!ipxe\n{tries}echo bootflip: kernel or initrd could not be loaded\nexit\n"));
 }
 
+/// Quirk 32: under UEFI the kernel wants `initrd=NAME`.
+#[test]
+fn a_modern_script_counts_its_tries_and_names_its_initrds() {
+    let mut armed = armed("quiet", None);
+    armed.files.initrd.push("extra.gz".into());
+    let script = named(&armed, &templates(&[]).ipxe_script(&armed, &urls(), Dialect::Modern).unwrap());
+    assert_eq!(
+        script,
+        "#!ipxe\nset tries:int32 0\n:again\nimgfree\n\
+         kernel --name linux http://10.0.0.2:8080/f/RENDER/ubuntu/linux initrd=initrd0 initrd=initrd1 quiet || goto failed\n\
+         initrd --name initrd0 http://10.0.0.2:8080/f/RENDER/ubuntu/initrd.gz || goto failed\n\
+         initrd --name initrd1 http://10.0.0.2:8080/f/RENDER/extra.gz || goto failed\n\
+         boot || goto failed\n:failed\ninc tries\niseq ${tries} 20 && goto gaveup ||\nsleep 5\ngoto again\n\
+         :gaveup\necho bootflip: kernel or initrd could not be loaded\nexit\n"
+    );
+}
+
+/// Quirk 37: releases before 6 have gPXE in their ROM, which takes no script of iPXE's.
+#[test]
+fn gpxe_gets_a_script_of_its_own_whatever_template_there_is() {
+    let armed = armed("quiet", None);
+    let own = templates(&[(SCRIPT, "#!ipxe\ngoto x\n:x\n")]);
+    assert_eq!(
+        named(&armed, &own.ipxe_script(&armed, &urls(), Dialect::Gpxe).unwrap()),
+        "#!gpxe\nimgfree\nkernel http://10.0.0.2:8080/f/RENDER/ubuntu/linux quiet\n\
+         initrd http://10.0.0.2:8080/f/RENDER/ubuntu/initrd.gz\nboot\n"
+    );
+}
+
+/// Quirk 32: GRUB wants the semicolon of `ds=nocloud;s=…` quoted, iPXE and PXELINUX must have it bare.
+#[test]
+fn a_semicolon_in_kernel_arguments_is_never_quoted() {
+    let armed = armed("autoinstall ds=nocloud;s=http://x/ ---", None);
+    for dialect in [Dialect::Gpxe, Dialect::Ipxe2012, Dialect::Modern] {
+        let script = templates(&[]).ipxe_script(&armed, &urls(), dialect).unwrap();
+        assert!(script.contains(" autoinstall ds=nocloud;s=http://x/ ---"), "{script}");
+    }
+    let config = templates(&[]).pxelinux_config(&armed, &urls()).unwrap();
+    assert!(config.contains("  APPEND autoinstall ds=nocloud;s=http://x/ ---\n"), "{config}");
+}
+
+#[test]
+fn our_own_scripts_have_nothing_that_their_firmware_lacks() {
+    for fetch in [crate::config::Fetch::Http, crate::config::Fetch::Tftp] {
+        for dialect in [Dialect::Gpxe, Dialect::Ipxe2012, Dialect::Modern] {
+            let mut armed = armed("auto=true url={{ answer_url }} --- -x", Some("preseed.j2"));
+            armed.files.fetch = fetch;
+            let script = templates(&[]).ipxe_script(&armed, &urls(), dialect).unwrap();
+            assert_eq!(lint::lint(&script, dialect), [], "{script}");
+        }
+    }
+    assert_eq!(lint::lint(IPXE_REFUSAL, Dialect::Ipxe2012), []);
+    assert_eq!(lint::lint(GPXE_REFUSAL, Dialect::Gpxe), []);
+}
+
+#[test]
+fn a_script_of_ones_own_takes_the_place_of_ours_and_is_read_for_what_the_firmware_lacks() {
+    let own = "#!ipxe\nkernel {{ boot.kernel_url }} {{ boot.args }}\n{% for url in boot.initrd_urls %}\n\
+               initrd {{ url }}\n{% endfor %}\n{% if boot.modern %}\nimgverify x y\n{% endif %}\nboot\n";
+    let armed = armed("quiet", None);
+    let render = |source: &str, dialect| templates(&[(SCRIPT, source)]).ipxe_script(&armed, &urls(), dialect);
+    let urls = "kernel http://10.0.0.2:8080/f/RENDER/ubuntu/linux quiet\n\
+                initrd http://10.0.0.2:8080/f/RENDER/ubuntu/initrd.gz\n";
+    let rendered = |dialect| named(&armed, &render(own, dialect).unwrap());
+    assert_eq!(rendered(Dialect::Ipxe2012), format!("#!ipxe\n{urls}boot\n"));
+    assert_eq!(rendered(Dialect::Modern), format!("#!ipxe\n{urls}imgverify x y\nboot\n"));
+    let error = render("#!ipxe\ninc x\n", Dialect::Ipxe2012).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "the script that script.ipxe.j2 gives:2: the iPXE of XenServer's firmware (2012) has no command `inc`"
+    );
+    let checked = templates(&[(SCRIPT, "#!ipxe\ninc x\n")]).check_all(&armed, &super::Urls::new("http://x"));
+    assert_eq!(checked.iter().map(ToString::to_string).collect::<Vec<_>>(), [error]);
+}
+
 #[test]
 fn an_ipxe_script_fetches_by_tftp_where_the_profile_says_so() {
     let mut armed = armed("quiet", None);
     armed.files.fetch = crate::config::Fetch::Tftp;
-    let script = named(&armed, &templates(&[]).ipxe_script(&armed, &urls()).unwrap());
+    let script = named(&armed, &templates(&[]).ipxe_script(&armed, &urls(), Dialect::Ipxe2012).unwrap());
     let one = "kernel tftp://${next-server}/f/RENDER/ubuntu/linux quiet || goto failed1\n\
                initrd tftp://${next-server}/f/RENDER/ubuntu/initrd.gz || goto failed1\n";
     assert!(script.contains(one) && !script.contains("http://"), "{script}");
@@ -112,7 +187,10 @@ fn what_a_boot_loader_would_take_for_its_own_is_refused_in_arguments() {
         ("a\nb", "a line break or control character"),
         ("{{ 'a' * 2048 }}", "more than 2047 bytes"),
     ] {
-        let error = templates(&[]).ipxe_script(&armed(args, None), &urls()).unwrap_err().to_string();
+        let error = templates(&[])
+            .ipxe_script(&armed(args, None), &urls(), Dialect::Ipxe2012)
+            .unwrap_err()
+            .to_string();
         assert!(
             error.starts_with("kernel arguments of profile ubuntu: ") && error.contains(words),
             "{error}"
@@ -124,7 +202,12 @@ fn what_a_boot_loader_would_take_for_its_own_is_refused_in_arguments() {
 fn a_blank_in_a_file_name_is_encoded_for_http_and_refused_for_pxelinux() {
     let mut armed = armed("", None);
     armed.files.kernel = "my files/linux".into();
-    assert!(templates(&[]).ipxe_script(&armed, &urls()).unwrap().contains("/my%20files/linux || goto"));
+    assert!(
+        templates(&[])
+            .ipxe_script(&armed, &urls(), Dialect::Ipxe2012)
+            .unwrap()
+            .contains("/my%20files/linux || goto")
+    );
     assert!(templates(&[]).pxelinux_config(&armed, &urls()).is_err());
 }
 

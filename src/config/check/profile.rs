@@ -162,7 +162,7 @@ impl Checker<'_> {
                 (ProfileKind::Install, false) => {
                     let message =
                         "is missing, and without an answer file of ours nothing is said of the new system";
-                    let remedy = "write \"report\" when it posts to its booted URL, else \"lease\", \"agent\" or \"none\"";
+                    let remedy = "write \"report\" when it posts to its booted URL, else \"lease\", \"agent\", \"tcp:PORT\" or \"none\"";
                     self.notes.absent(&profile.child("evidence"), message, remedy);
                     EvidenceKind::None
                 }
@@ -172,7 +172,7 @@ impl Checker<'_> {
         if *value == EvidenceKind::Lease && !file.dhcp.iter().flat_map(|dhcp| &dhcp.value).any(leases) {
             let message =
                 "a lease is seen only where we are the DHCP server, and no [[dhcp]] has mode = \"server\"";
-            self.notes.wrong(spot, message, "write \"report\", \"agent\" or \"none\"");
+            self.notes.wrong(spot, message, "write \"report\", \"agent\", \"tcp:PORT\" or \"none\"");
         }
         *value
     }

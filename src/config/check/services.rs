@@ -1,19 +1,13 @@
-//! The listeners: TFTP, boot HTTP, admin. DHCP is in `dhcp`.
+//! The listeners of boot HTTP and of the admin socket. DHCP is in `dhcp`, TFTP in `tftp`.
 
-use std::{
-    net::SocketAddrV4,
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
 
-use super::{BOOT_ROOT, Checker, pool::Endpoint};
+use super::{Checker, pool::Endpoint};
 use crate::config::{
-    AdminConfig, HttpConfig, TftpConfig,
-    raw::{RawAdmin, RawHttp, RawTftp},
+    AdminConfig, HttpConfig,
+    raw::{RawAdmin, RawHttp},
     read::At,
 };
-
-/// What other BIOS network cards get by TFTP: an iPXE without drivers of its own.
-const LOADER: &str = "undionly.kpxe";
 
 const ADMIN_SOCKET: &str = "/run/bootflip/admin.sock";
 /// `sun_path` of Linux, without its NUL.
@@ -26,34 +20,6 @@ const PUBLIC_URL_LIMIT: usize = 127 - "/b/02:16:3e:00:00:01".len();
 const DEVICE_LIMIT: usize = 15;
 
 impl Checker<'_> {
-    pub(super) fn tftp(&mut self, tftp: &At<RawTftp>, state_dir: &Path) -> Option<TftpConfig> {
-        let At { value: raw, spot } = tftp;
-        let remedy = "write listen = [\"ADDRESS:69\"] with our addresses on the provisioning networks";
-        let listen = self.required(raw.listen.as_ref(), spot, "listen", remedy);
-        let mut checked: Vec<SocketAddrV4> = Vec::new();
-        for At { value, spot } in listen.iter().flat_map(|listen| &listen.value) {
-            if value.ip().is_unspecified() {
-                let message =
-                    "a TFTP reply has to leave from the address that was asked, and this is all of them";
-                self.notes.wrong(spot, message, remedy);
-            }
-            if value.port() > 0 && checked.contains(value) {
-                self.notes.wrong(spot, format!("{value} is in the list already"), "remove it");
-            }
-            checked.push(*value);
-        }
-        if let Some(listen) = listen.filter(|listen| listen.value.is_empty()) {
-            self.notes.absent(&listen.spot, "is empty", remedy);
-        }
-        if let Some(loader) = &raw.loader {
-            self.boot_file(loader, "tftp.root");
-        }
-        let device = raw.device.as_ref().map(|device| self.device(device));
-        let root = raw.root.as_ref().map_or_else(|| state_dir.join(BOOT_ROOT), |root| self.path(root));
-        let loader = raw.loader.as_ref().map_or_else(|| LOADER.to_owned(), |loader| loader.value.clone());
-        listen.map(|_| TftpConfig { listen: checked, root, loader, device })
-    }
-
     pub(super) fn http(&mut self, http: &At<RawHttp>, boot_root: PathBuf) -> Option<HttpConfig> {
         let At { value: raw, spot } = http;
         let remedy = "write listen = \"ADDRESS:PORT\" with our address on the provisioning network";

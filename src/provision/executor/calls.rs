@@ -1,5 +1,9 @@
 //! Looking at a VM, and making the calls that plans name.
 
+use std::net::{IpAddr, SocketAddr};
+
+use futures_util::future::join_all;
+
 use super::{Executor, OperationError};
 use crate::{
     clock::Timestamp,
@@ -8,6 +12,7 @@ use crate::{
         job::{Effect, Job},
         plan::{Call, CallResult, Observed, TaskState, Trail},
     },
+    store::leases,
     xen::{
         CallError, Failure,
         api::Api,
@@ -58,7 +63,12 @@ impl Executor {
             Some(task) => Some(task_state(api, &task).await?),
             None => None,
         };
-        let wants_agent = effect == Effect::Evidence && job.profile.evidence == EvidenceKind::Agent;
+        let port = match job.profile.evidence {
+            EvidenceKind::Tcp(port) => Some(port.get()),
+            EvidenceKind::Report | EvidenceKind::Lease | EvidenceKind::Agent | EvidenceKind::None => None,
+        };
+        let by_agent = port.is_some() || job.profile.evidence == EvidenceKind::Agent;
+        let wants_agent = effect == Effect::Evidence && by_agent;
         let guest_addresses = if wants_agent && !is_null(&vm.guest_metrics) {
             api.guest_networks(&vm.guest_metrics)
                 .await?
@@ -68,8 +78,26 @@ impl Executor {
         } else {
             Vec::new()
         };
+        let runs = effect == Effect::Evidence && vm.power_state == PowerState::Running;
+        let answers = match port.filter(|_| runs) {
+            Some(port) => self.answers(job, &guest_addresses, port).await,
+            None => false,
+        };
         let domid_since = self.domid_since(&vm.uuid, vm.domid);
-        Ok(Observed { vm, metrics, domid_since, task, guest_addresses })
+        Ok(Observed { vm, metrics, domid_since, task, guest_addresses, answers })
+    }
+
+    /// Whether the guest accepts a connection on this port, at an address that its agent tells or our DHCP gave it.
+    async fn answers(&self, job: &Job, told: &[String], port: u16) -> bool {
+        let now = self.parts.clock.now();
+        let leased = match job.mac {
+            Some(mac) => leases::address_of(&*self.parts.store, mac, now).await.ok().flatten(),
+            None => None,
+        };
+        let told = told.iter().filter_map(|address| address.parse::<IpAddr>().ok()).filter(may_be_a_guest);
+        let addresses = leased.map(IpAddr::V4).into_iter().chain(told).take(ADDRESSES);
+        let tries = addresses.map(|address| self.parts.reach.answers(SocketAddr::new(address, port)));
+        join_all(tries).await.contains(&true)
     }
 
     /// Since when the VM has had this domid, as far as this server has looked.
@@ -105,6 +133,14 @@ impl Executor {
             (_, _) => Ok(make(api, &seen.vm.reference, call).await),
         }
     }
+}
+
+/// At so many addresses a guest is looked for.
+const ADDRESSES: usize = 4;
+
+/// What an agent tells is the guest's word: an address of this server itself is none of a guest.
+fn may_be_a_guest(address: &IpAddr) -> bool {
+    !(address.is_loopback() || address.is_unspecified() || address.is_multicast())
 }
 
 /// Makes one call on a VM.

@@ -112,5 +112,5 @@ async fn observe(api: &Api, uuid: &str, trail: &Trail) -> Result<Observed, CallE
         None => None,
     };
     let domid_since = Timestamp::default();
-    Ok(Observed { vm, metrics, domid_since, task, guest_addresses: Vec::new() })
+    Ok(Observed { vm, metrics, domid_since, task, guest_addresses: Vec::new(), answers: false })
 }

@@ -5,14 +5,15 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::{Executor, OperationError, PoolAccess};
 use crate::{
     provision::{
+        capacity::Wish,
         job::{Job, NewJob},
-        preflight::{Cleared, Facts, hosts_to_ask, hvm_memory, judge},
+        preflight::{Cleared, Facts, hosts_among, hosts_to_ask, hvm_memory, judge, live_hosts},
         reason::Reason,
     },
     xen::{
         CallError,
         api::Api,
-        records::{HostRecord, VmRecord, is_null},
+        records::{HostRecord, PowerState, VmRecord, is_null},
     },
 };
 
@@ -23,6 +24,12 @@ pub struct Preview {
     pub verdict: Result<Cleared, (Reason, String)>,
     /// Disks, in words.
     pub disks: Vec<String>,
+    /// Bytes that it takes of a host as HVM.
+    pub memory: u64,
+    /// What it asks of its pool.
+    pub wish: Wish,
+    /// The names of the hosts that can run it.
+    pub hosts: Vec<String>,
 }
 
 impl Executor {
@@ -78,7 +85,30 @@ impl Executor {
             .map(|(vbd, vdi)| crate::provision::preflight::describe_disk(vbd, vdi.as_ref()))
             .collect();
         let verdict = self.verdict(&job, pool, &facts, "preview");
-        Ok(Ok(Preview { verdict, disks }))
+        let (own, hosts) =
+            (facts.vm.memory_dynamic_min, hosts_among(&facts.vm, &facts.hosts, &facts.possible_hosts));
+        let memory = hvm_memory(&facts.vm, own);
+        // What runs has its memory already, and gives it back when it is shut down.
+        let running = facts.vm.power_state == PowerState::Running;
+        let more = if running { memory.saturating_sub(own) } else { memory };
+        let named = facts.hosts.iter().filter(|host| hosts.contains(&host.reference));
+        let names = named.map(|host| host.name_label.clone()).collect();
+        Ok(Ok(Preview { verdict, disks, memory, wish: Wish { memory: more, hosts }, hosts: names }))
+    }
+
+    /// Where a job's VM may run, before it is let in. A pool that does not answer tells nothing, and E0 waits for it.
+    pub(super) async fn look_for_places(&self, job: &Job) -> Result<(), OperationError> {
+        let api = &self.pool(job)?.api;
+        let read = async {
+            let reference = api.vm_by_uuid(&job.vm_uuid).await?;
+            let vm = api.vm_record(&reference).await?;
+            let (hosts, possible) = (api.hosts().await?, api.possible_hosts(&reference).await?);
+            Ok::<_, CallError>((live_hosts(&hosts), hosts_among(&vm, &hosts, &possible)))
+        };
+        if let Ok((all, possible)) = read.await {
+            self.memory().places.learn(&job.pool, all, &job.vm_uuid, possible);
+        }
+        Ok(())
     }
 
     async fn gather(&self, job: &Job, api: &Api) -> Result<Facts, CallError> {
@@ -104,7 +134,11 @@ impl Executor {
         let host_metrics = api.host_metrics().await?;
         let possible_hosts = api.possible_hosts(&reference).await?;
         let free_memory = free_memory(api, &vm, &hosts, &possible_hosts).await?;
-        Ok(Facts { vm, metrics, vbds, vifs, pool, hosts, host_metrics, possible_hosts, free_memory })
+        let facts = Facts { vm, metrics, vbds, vifs, pool, hosts, host_metrics, possible_hosts, free_memory };
+        let all = live_hosts(&facts.hosts);
+        let possible = hosts_among(&facts.vm, &facts.hosts, &facts.possible_hosts);
+        self.memory().places.learn(&job.pool, all, &job.vm_uuid, possible);
+        Ok(facts)
     }
 }
 

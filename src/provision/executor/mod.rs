@@ -16,13 +16,16 @@ mod shared;
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
+
 use self::shared::Shared;
 use super::{
-    admission::{self, Tally},
+    admission::{self, Caps, Places, Tally},
     job::{Effect, Intent, Job, NewJob, State},
     plan::{Observed, Plan, Trail, plan},
     preflight::Rules,
@@ -51,8 +54,8 @@ pub struct PoolAccess {
     pub way_back: Api,
     /// `pool.allow`.
     pub allow: Vec<String>,
-    /// `limits.installs_per_pool`.
-    pub installs: u32,
+    /// `limits.installs_per_pool` and `limits.installs_per_host`.
+    pub installs: Caps,
 }
 
 impl PoolAccess {
@@ -74,6 +77,12 @@ pub trait Wakers: Send + Sync + fmt::Debug {
     fn wake(&self, job: &str);
 }
 
+/// Who looks whether a guest answers on a TCP port (`evidence = "tcp:PORT"`).
+pub trait Reach: Send + Sync + fmt::Debug {
+    /// Whether a connection is accepted there. Ends within seconds.
+    fn answers(&self, at: SocketAddr) -> BoxFuture<'_, bool>;
+}
+
 /// What the executor is made of.
 pub struct Parts {
     /// `server.name`.
@@ -92,6 +101,8 @@ pub struct Parts {
     pub serving: Arc<dyn Serving>,
     /// Who is woken.
     pub wakers: Arc<dyn Wakers>,
+    /// Who looks at TCP ports.
+    pub reach: Arc<dyn Reach>,
     /// 128 fresh random bits in hex.
     pub nonce: Box<dyn Fn() -> String + Send + Sync>,
     /// What decides.
@@ -145,6 +156,8 @@ struct Memory {
     busy: HashMap<String, Timestamp>,
     /// What was published of each job.
     published: HashMap<String, Revision>,
+    /// Where installations may run, as E0 and plans saw it.
+    places: Places,
     /// By order: its jobs that have ended, and whether they were installed; cancelled ones are neither.
     ended: HashMap<String, HashMap<String, bool>>,
 }
@@ -373,11 +386,15 @@ impl Executor {
     }
 
     async fn admit(&self, job: &Job) -> Result<bool, OperationError> {
-        let cap = self.pool(job)?.installs;
+        let caps = self.pool(job)?.installs;
+        // Where a host may take all that the pool may, it does not matter.
+        if caps.host < caps.pool && !self.memory().places.knows(&job.vm_uuid) {
+            self.look_for_places(job).await?;
+        }
         let verdict = {
             let mut memory = self.memory();
             let tally = memory.tally(job);
-            let verdict = admission::judge(job, memory.live.values(), cap, tally);
+            let verdict = admission::judge(job, memory.live.values(), caps, &memory.places, tally);
             if verdict == admission::Verdict::Begins
                 && let Some(known) = memory.live.get_mut(&job.id)
             {

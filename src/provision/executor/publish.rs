@@ -8,7 +8,7 @@ use crate::{
     boot::{ArmPhase, Armed, Machine},
     machine::MacAddr,
     provision::{
-        admission,
+        admission::{self, Caps},
         job::{GateState, Job, State, Tokens},
         step::Channel,
     },
@@ -71,9 +71,11 @@ impl Executor {
             let over = job.state.is_terminal() || job.state == State::NeedsOperator;
             let ended = over && job.options.batch.is_some();
             let freed = stalled || ended || (before.is_some_and(|before| before.slot) && !job.slot);
-            let cap_of = |pool: &str| self.parts.pools.get(pool).map_or(0, |pool| pool.installs);
+            let none = Caps { pool: 0, host: 0 };
+            let caps_of = |pool: &str| self.parts.pools.get(pool).map_or(none, |pool| pool.installs);
             let live = freed.then(|| memory.live.values()).into_iter().flatten();
-            admission::next(live, cap_of, |batch| memory.tally_of(batch)).map(str::to_owned).collect()
+            let woken = admission::next(live, caps_of, &memory.places, |batch| memory.tally_of(batch));
+            woken.map(str::to_owned).collect()
         };
         for id in woken {
             self.parts.wakers.wake(&id);

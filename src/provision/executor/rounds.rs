@@ -208,9 +208,28 @@ impl Executor {
                 self.reached(job).await?;
                 self.note(job, Event::Done(Outcome::Cleared(Box::new(cleared)))).await
             }
+            Ok(Err((Reason::ClaimedByOther, detail))) => self.claimed(job, detail).await,
             Ok(Err((reason, detail))) => self.note(job, Event::Failed(reason, detail)).await,
             Err(error) => self.unobserved(job, &error).await,
         }
+    }
+
+    /// E0 met a claim: of an earlier attempt of this job, which an operator abandoned or a coordinator brought back, or
+    /// of somebody else.
+    async fn claimed(&self, job: &Job, detail: String) -> Result<Flow, OperationError> {
+        let seen = match self.observe(job, Effect::Preflight, &Trail::default()).await {
+            Ok(seen) => seen,
+            Err(error) => return self.unobserved(job, &error).await,
+        };
+        let event = match Claim::find(&seen.vm) {
+            Found::Claim(claim) if claim.owner == self.parts.owner && claim.job == job.id => {
+                Event::Unsettled(claim)
+            }
+            Found::Claim(_) | Found::Stray(_) | Found::Unreadable(_) | Found::Absent => {
+                Event::Failed(Reason::ClaimedByOther, detail)
+            }
+        };
+        self.note(job, event).await
     }
 
     /// The pool is away: the job waits, however long that takes. The VM is gone: that is an end.
@@ -221,7 +240,10 @@ impl Executor {
             && !gone
             && !Self::is_about_the_pool(error)
         {
-            return self.note(job, Event::Failed(reason_of(error), error.to_string())).await;
+            // A refused look is no refused start: what runs may be ours.
+            let starts = matches!(job.cursor, Some(Effect::Start | Effect::StartPv));
+            let reason = if starts { Reason::PoolRefused } else { reason_of(error) };
+            return self.note(job, Event::Failed(reason, error.to_string())).await;
         }
         let failures = {
             let mut memory = self.memory();
@@ -283,6 +305,10 @@ impl Executor {
         match (&job.claim, Claim::find(&seen.vm)) {
             (Some(claim), Found::Claim(found)) if found.owner == claim.owner && found.job == job.id => {
                 Event::Unsettled(found)
+            }
+            // The restore was forgotten between a look and E14's call.
+            (Some(claim), Found::Absent) if recovery::is_forgotten(job, seen) => {
+                Event::Unsettled(Box::new(claim.clone()))
             }
             (_, Found::Claim(_) | Found::Stray(_) | Found::Unreadable(_) | Found::Absent) => Event::Settled,
         }

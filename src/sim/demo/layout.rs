@@ -113,6 +113,7 @@ evidence = "report"
 
 [limits]
 installs_per_pool = {cap}
+installs_per_host = {cap}
 
 "#,
         pool = ports.pool,

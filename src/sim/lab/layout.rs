@@ -21,21 +21,29 @@ pub const fn profile(number: usize) -> &'static str {
     if number.is_multiple_of(2) { "mini-tftp" } else { "mini" }
 }
 
-/// The configuration for a simulated pool at `pool`; `www` holds kernel and initrds, `names` are the VMs, of which
-/// `at_once` are installed at the same time.
+/// What of the server's configuration a run may choose.
+#[derive(Debug, Clone, Copy)]
+pub struct Served<'a> {
+    /// `limits.installs_per_pool`.
+    pub at_once: u16,
+    /// `tftp.engine`.
+    pub tftp_engine: &'a str,
+}
+
+/// The configuration for a simulated pool at `pool`; `www` holds kernel and initrds, `names` are the VMs.
 pub fn config<'a>(
     folder: &Path,
     www: &Path,
     pool: SocketAddr,
     names: impl Iterator<Item = &'a str>,
-    at_once: u16,
+    served: &Served<'_>,
 ) -> String {
     let machines = names
         .enumerate()
         .map(|(number, name)| format!("\n[machine.{name}]\nprofile = \"{}\"\n", profile(number)));
     let profiles =
         [(profile(1), "http"), (profile(0), "tftp")].map(|(name, fetch)| profile_section(name, fetch));
-    base(folder, www, pool, at_once) + &profiles.concat() + &machines.collect::<String>()
+    base(folder, www, pool, served) + &profiles.concat() + &machines.collect::<String>()
 }
 
 fn profile_section(name: &str, fetch: &str) -> String {
@@ -54,7 +62,8 @@ disk = "{DISK}"
     )
 }
 
-fn base(folder: &Path, www: &Path, pool: SocketAddr, at_once: u16) -> String {
+fn base(folder: &Path, www: &Path, pool: SocketAddr, served: &Served<'_>) -> String {
+    let Served { at_once, tftp_engine } = served;
     let (first, last) = RANGE;
     format!(
         r#"# Written by `bootflip lab`.
@@ -80,6 +89,7 @@ netmask = "{NETMASK}"
 [tftp]
 listen = ["{SERVER}:69"]
 root = "{www}"
+engine = "{tftp_engine}"
 
 [http]
 listen = "{SERVER}:8080"
@@ -90,6 +100,7 @@ socket = "{folder}/{ADMIN_SOCKET}"
 
 [limits]
 installs_per_pool = {at_once}
+installs_per_host = {at_once}
 
 [deadlines]
 poll = "1s"
@@ -119,13 +130,15 @@ mod tests {
     #[test]
     fn the_configuration_holds_its_folders_and_no_open_brace() {
         let names = ["lab-01", "lab-02"].into_iter();
-        let text = config(Path::new("/f"), Path::new("/w"), ([127, 0, 0, 1], 4000).into(), names, 2);
+        let served = Served { at_once: 2, tftp_engine: "async-tftp" };
+        let text = config(Path::new("/f"), Path::new("/w"), ([127, 0, 0, 1], 4000).into(), names, &served);
         for line in [
             "state_dir = \"/f/state\"",
             "url = \"http://127.0.0.1:4000\"",
             "root = \"/w\"",
             "listen = [\"10.77.0.1:69\"]",
             "installs_per_pool = 2",
+            "engine = \"async-tftp\"",
         ] {
             assert!(text.lines().any(|written| written == line), "{line}");
         }

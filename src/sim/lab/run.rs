@@ -19,7 +19,8 @@ use tokio::{
 };
 
 use super::{
-    Lab, LabError, Network, Scene, layout,
+    Lab, LabError, Network, Scene,
+    layout::{self, Served},
     network::{self, NetworkError},
     scene,
 };
@@ -42,6 +43,8 @@ pub struct LabOptions {
     pub lab: PathBuf,
     /// How many VMs, 1 to [`scene::MAX_VMS`].
     pub vms: u16,
+    /// The server's `tftp.engine`.
+    pub tftp_engine: String,
     /// One JSON document at the end, no progress.
     pub json: bool,
     /// The shipped binary.
@@ -117,7 +120,7 @@ pub fn simulate(
     let lab = Lab::open(lab)?;
     apart(false, async |network, folder| {
         let mut scene = Scene::set(&lab, network, folder, vms, release).await?;
-        write_configuration(&lab, &scene, folder, vms)?;
+        write_configuration(&lab, &scene, folder, &Served { at_once: vms, tftp_engine: "own" })?;
         tell(&format!(
             "{vms} PV VMs with blank disks, tagged {}, in a simulated pool at {}. To run a server beside them:\n\n  \
              nsenter --net={} bootflip serve -c {}\n\nCtrl-C ends all of it.",
@@ -166,9 +169,9 @@ fn namespace() -> String {
     format!("/proc/{}/task/{}/ns/net", std::process::id(), nix::unistd::gettid())
 }
 
-fn write_configuration(lab: &Lab, scene: &Scene, folder: &Path, at_once: u16) -> Result<(), RunError> {
+fn write_configuration(lab: &Lab, scene: &Scene, folder: &Path, served: &Served<'_>) -> Result<(), RunError> {
     let names = scene.before.iter().map(|vm| vm.name.as_str());
-    let text = layout::config(folder, &lab.www(), scene.sim.address, names, at_once);
+    let text = layout::config(folder, &lab.www(), scene.sim.address, names, served);
     write(&folder.join(layout::CONFIG), &text, 0o600)?;
     write(&folder.join(layout::PASSWORD), &format!("{DEFAULT_PASSWORD}\n"), 0o600)
 }
@@ -198,7 +201,8 @@ impl<'o> Bench<'o> {
     ) -> Result<Self, RunError> {
         let begun = Instant::now();
         let scene = Scene::set(lab, network, folder, options.vms, Release::V8_2).await?;
-        write_configuration(lab, &scene, folder, options.vms.min(AT_ONCE))?;
+        let served = Served { at_once: options.vms.min(AT_ONCE), tftp_engine: &options.tftp_engine };
+        write_configuration(lab, &scene, folder, &served)?;
         let launcher = folder.join(layout::LAUNCHER);
         write(&launcher, &layout::launcher(&options.program), 0o700)?;
         let program =

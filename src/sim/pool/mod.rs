@@ -99,6 +99,8 @@ pub struct Pool {
     added: Vec<String>,
     /// By VM uuid: domains built so far, HVM and PV.
     built: HashMap<String, (u32, u32)>,
+    /// By VM uuid: HVM domains built because the guest rebooted by itself.
+    rebuilt: HashMap<String, u32>,
     /// By VM uuid: what pygrub finds.
     boot_disks: HashMap<String, Result<(), String>>,
     /// Uuids of guests that ignore a clean shutdown.
@@ -162,6 +164,7 @@ impl Pool {
             doomed_tasks: HashSet::new(),
             added: Vec::new(),
             built: HashMap::new(),
+            rebuilt: HashMap::new(),
             boot_disks: HashMap::new(),
             deaf: HashSet::new(),
             stale: HashSet::new(),
@@ -356,6 +359,7 @@ impl Pool {
             start_time: self.db.text(Class::VmMetrics, &text("metrics"), "start_time").to_owned(),
             hvm_starts,
             pv_starts,
+            hvm_rebuilds: self.rebuilt.get(vm_uuid).copied().unwrap_or_default(),
             domain: self.domains.get(vm).map(Domain::truth),
         })
     }
@@ -408,9 +412,10 @@ impl Pool {
         self.doors.close_all();
         self.stale.clear();
         self.epoch += 1;
-        self.forget_tasks(now);
         let lose = u64::try_from(lose.as_millis()).unwrap_or(u64::MAX);
         self.db.forget_after(Timestamp::from_millis(now.millis().saturating_sub(lose)));
+        // Behind the loss: what the database says of operations under way is not believed.
+        self.forget_tasks(now);
         self.follow_domains(now);
     }
 

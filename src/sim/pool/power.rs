@@ -579,9 +579,13 @@ impl Pool {
     }
 
     pub(super) fn rebuild_after_exit(&mut self, now: Timestamp, vm: &str, domid: u32) {
-        if self.domains.get(vm).is_some_and(|domain| domain.born_as == domid) {
-            // Nobody asked over the API, so nobody is told why a rebuild failed: the VM is just Halted.
-            drop(self.rebuild(now, vm));
+        if self.domains.get(vm).is_none_or(|domain| domain.born_as != domid) {
+            return;
+        }
+        // Nobody asked over the API, so nobody is told why a rebuild failed: the VM is just Halted.
+        drop(self.rebuild(now, vm));
+        if self.domains.get(vm).is_some_and(|domain| domain.mode != BootMode::Pv) {
+            *self.rebuilt.entry(self.db.text(Class::Vm, vm, "uuid").to_owned()).or_default() += 1;
         }
     }
 }

@@ -375,6 +375,8 @@ pub struct VmTruth {
     pub hvm_starts: u32,
     /// PV domains built so far.
     pub pv_starts: u32,
+    /// Of the HVM domains: those built because the guest rebooted by itself.
+    pub hvm_rebuilds: u32,
     /// The living domain.
     pub domain: Option<DomainTruth>,
 }

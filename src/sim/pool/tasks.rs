@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     clock::Timestamp,
-    xen::{Failure, Value},
+    xen::{Failure, Method, Value},
 };
 
 /// Something that happens later.
@@ -109,6 +109,14 @@ impl Pool {
             }
             Err(failure) => self.finish_later(now, task, Err(failure)),
         }
+        answer
+    }
+
+    /// An asynchronous call that is taken and not carried out: its task ends with this failure. It is not logged.
+    pub fn fail_task(&mut self, now: Timestamp, method: Method, failure: Failure) -> Value {
+        let task = TaskEntry { call: 0, ..self.new_task(now, &format!("Async.{}", method.name())) };
+        let answer = Value::string(task.reference.clone());
+        self.finish_later(now, task, Err(failure));
         answer
     }
 

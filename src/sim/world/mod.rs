@@ -5,21 +5,24 @@ pub mod cut;
 pub mod guest;
 pub mod rng;
 pub mod storm;
+pub mod strike;
 pub mod verdict;
 mod wires;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::SocketAddr,
     sync::Arc,
     time::Duration,
 };
 
-use futures_util::FutureExt;
+use futures_util::{FutureExt, future::BoxFuture};
 
 use self::{
     cut::Cut,
     guest::{Behaviour, DiskContent, Guest, Services},
     storm::Storm,
+    strike::Strike,
     verdict::Ledger,
     wires::{Disk, Line, News, Shared, Wires},
 };
@@ -31,14 +34,15 @@ use crate::{
     clock::{Clock as _, Timestamp},
     config::{Deadlines, Profile},
     provision::{
-        Event, Job, State,
-        executor::{Decisions, Executor, Parts, PoolAccess, Serving, Wake, claims},
+        Effect, Event, Job, State,
+        admission::Caps,
+        executor::{Decisions, Executor, Parts, PoolAccess, Reach, Serving, Wake, claims},
         job::{NewJob, Options},
     },
     secret::{TokenKey, TokenUse},
     sim::pool::{PersonAct, Pool, VmSpec, VmTruth},
     store::memory::MemoryStore,
-    xen::api::Api,
+    xen::{Method, api::Api},
 };
 
 /// One VM of a world, and the job on it.
@@ -95,6 +99,16 @@ impl Serving for Served {
     }
 }
 
+/// No socket: no guest answers on a port.
+#[derive(Debug)]
+struct NoNetwork;
+
+impl Reach for NoNetwork {
+    fn answers(&self, _: SocketAddr) -> BoxFuture<'_, bool> {
+        Box::pin(std::future::ready(false))
+    }
+}
+
 struct Server {
     executor: Arc<Executor>,
     gate: Gate,
@@ -120,6 +134,7 @@ pub struct World {
 
 struct Rest {
     installs: u32,
+    per_host: u32,
     allow: Vec<String>,
     decisions: Decisions,
     downtime: Downtime,
@@ -175,6 +190,9 @@ impl World {
             dies_next: false,
             cut: setup.cut,
             storm: setup.storm,
+            strike: None,
+            logged_out: false,
+            called: BTreeSet::new(),
             ledger,
             gate: Gate::default(),
         };
@@ -182,6 +200,7 @@ impl World {
         let disk = Arc::new(Disk { wires: wires.clone(), inner: MemoryStore::new() });
         let rest = Rest {
             installs: setup.installs,
+            per_host: u32::MAX,
             allow: setup.allow,
             decisions: setup.decisions,
             downtime: setup.downtime,
@@ -237,7 +256,7 @@ impl World {
             way_back: api.clone(),
             api,
             allow: self.setup.allow.clone(),
-            installs: self.setup.installs,
+            installs: Caps { pool: self.setup.installs, host: self.setup.per_host },
         };
         let nonces = std::sync::atomic::AtomicU32::new(0);
         let executor = Executor::new(Parts {
@@ -249,6 +268,7 @@ impl World {
             key: KEY,
             serving: Arc::new(Served),
             wakers: Arc::new(news.clone()),
+            reach: Arc::new(NoNetwork),
             nonce: Box::new(move || {
                 let n = nonces.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 format!("{life:016x}{n:016x}")
@@ -278,6 +298,15 @@ impl World {
             shared.now = next;
             shared.pool.advance(next);
         }
+    }
+
+    /// Lets this much time pass, whether anything happens in it or not.
+    pub fn pass(&mut self, span: Duration) {
+        let until = self.now() + span;
+        self.run(span);
+        let mut shared = self.wires.lock();
+        shared.now = shared.now.max(until);
+        shared.pool.advance(until);
     }
 
     /// Everything that is due now.
@@ -457,6 +486,22 @@ impl World {
         change(&mut shared.pool, &mut shared.ledger, &mut shared.storm, &mut shared.cut)
     }
 
+    /// `limits.installs_per_host`, which does not limit a new world. The server starts again.
+    pub fn limit_per_host(&mut self, installs: u32) {
+        self.setup.per_host = installs;
+        self.boot_server();
+    }
+
+    /// From now on calls are hit like this (or no longer); answers what hit them so far.
+    pub fn strike(&mut self, strike: Option<Strike>) -> Option<Strike> {
+        std::mem::replace(&mut self.wires.lock().strike, strike)
+    }
+
+    /// The calls that were made so far, each with the effect whose intent was stored.
+    pub fn called(&self) -> BTreeSet<(Effect, Method)> {
+        self.wires.lock().called.clone()
+    }
+
     /// The database is gone, and the server with it: every VM is put back from the claims in the pool alone.
     /// Returns what stood in the way, by VM.
     pub fn restore_from_claims(&mut self, stop: bool) -> Vec<(String, String)> {
@@ -471,7 +516,7 @@ impl World {
         };
         let api = Api::new(Arc::new(Line { wires: self.wires.clone(), life }));
         let wires = self.wires.clone();
-        let pause = |until: Timestamp| -> futures_util::future::BoxFuture<'_, ()> {
+        let pause = |until: Timestamp| -> BoxFuture<'_, ()> {
             let mut shared = wires.lock();
             shared.now = until.max(shared.now + Duration::from_millis(100));
             let now = shared.now;

@@ -65,6 +65,11 @@ pub struct Ledger {
     pub tainted: HashSet<String>,
     person_domains: HashSet<(String, u32)>,
     person_values: HashMap<(String, &'static str), String>,
+    /// VMs whose type a person set: between a look and E12's start, and at a reboot by the guest itself, nothing can
+    /// keep them from coming up as HVM.
+    typed: HashSet<String>,
+    /// E12's intents of each VM.
+    pv_intents: HashMap<String, u32>,
     /// No server and no job: what calls now restores from claims alone.
     pub claims_only: bool,
     /// HVM and PV starts that a person made.
@@ -137,10 +142,11 @@ impl Ledger {
                 self.person_values.insert((vm.to_owned(), "order"), order);
                 self.tainted.insert(vm.to_owned());
             }
-            PersonAct::SetPolicy(_)
-            | PersonAct::SetDomainType(_)
-            | PersonAct::RemoveOtherConfig { .. }
-            | PersonAct::Destroy => {
+            PersonAct::SetPolicy(_) | PersonAct::SetDomainType(_) => {
+                self.typed.insert(vm.to_owned());
+                self.tainted.insert(vm.to_owned());
+            }
+            PersonAct::RemoveOtherConfig { .. } | PersonAct::Destroy => {
                 self.tainted.insert(vm.to_owned());
             }
             _ => {}
@@ -279,7 +285,12 @@ impl Ledger {
                 !job.state.is_terminal() && !matches!(job.state, State::Queued | State::Undoing)
             }
             Some(State::Undoing | State::NeedsOperator) => {
-                !job.state.is_terminal() && !matches!(job.state, State::Undoing | State::NeedsOperator)
+                // A retry that found an earlier attempt's claim begins when that is undone.
+                let next =
+                    job.state == State::Queued && before.as_ref().is_some_and(|b| b.attempt < job.attempt);
+                !job.state.is_terminal()
+                    && !matches!(job.state, State::Undoing | State::NeedsOperator)
+                    && !next
             }
             Some(_) | None => false,
         };
@@ -291,6 +302,10 @@ impl Ledger {
         let intended = |job: &Job| job.intent.is_some_and(|intent| builds_hvm(intent.effect));
         if intended(&job) && !before.as_ref().is_some_and(intended) {
             *self.start_intents.entry(job.vm_uuid.clone()).or_default() += 1;
+        }
+        let starts_pv = |job: &Job| job.intent.is_some_and(|intent| intent.effect == Effect::StartPv);
+        if starts_pv(&job) && !before.as_ref().is_some_and(starts_pv) {
+            *self.pv_intents.entry(job.vm_uuid.clone()).or_default() += 1;
         }
         let round = job.history.iter().filter(|mark| mark.state == State::Queued).count();
         if let Some(tokens) = &job.tokens {
@@ -378,13 +393,22 @@ impl Ledger {
             if job.state.is_terminal() && job.claim.is_some() && !given_up {
                 self.restored("I1", &truth, Some(job));
             }
-            let intents = self.start_intents.get(&job.vm_uuid).copied().unwrap_or_default();
+            let count = |of: &HashMap<String, u32>| of.get(&job.vm_uuid).copied().unwrap_or_default();
+            let by_type = if self.typed.contains(&job.vm_uuid) {
+                count(&self.pv_intents) + truth.hvm_rebuilds
+            } else {
+                0
+            };
+            let intents = count(&self.start_intents) + by_type;
             let by_person = self.person_starts.get(&job.vm_uuid).copied().unwrap_or_default();
             if truth.hvm_starts.saturating_sub(by_person.0) > intents {
                 let (started, theirs) = (truth.hvm_starts, by_person.0);
                 self.violation(
                     "I4",
-                    format!("{started} HVM starts ({theirs} by people), {intents} were intended"),
+                    format!(
+                        "{}: {started} HVM starts ({theirs} by people), {intents} were intended",
+                        truth.name
+                    ),
                 );
             }
         }

@@ -13,12 +13,13 @@ use futures_util::{FutureExt, future::BoxFuture};
 use super::{
     cut::Cut,
     storm::{Fate, Storm},
+    strike::{Deed, Strike},
     verdict::Ledger,
 };
 use crate::{
     boot::Gate,
     clock::{Clock, Timestamp},
-    provision::{Job, executor::Wakers},
+    provision::{Effect, Job, executor::Wakers},
     sim::pool::Pool,
     store::{Batch, Entry, Op, Revision, Store, StoreError, Watch, memory::MemoryStore},
     xen::{CallError, Method, Transport, Value},
@@ -41,6 +42,12 @@ pub(super) struct Shared {
     pub(super) cut: Option<Cut>,
     /// Random misfortune.
     pub(super) storm: Option<Storm>,
+    /// What befalls the calls of one effect.
+    pub(super) strike: Option<Strike>,
+    /// Every session ended with the coordinator's process: a read logs in anew and nobody notices, a change is refused.
+    pub(super) logged_out: bool,
+    /// The calls so far, each with the effect whose intent was stored.
+    pub(super) called: BTreeSet<(Effect, Method)>,
     /// What is watched, and what was found.
     pub(super) ledger: Ledger,
     /// The present server's gate.
@@ -95,6 +102,14 @@ impl Line {
         shared.now = shared.now + CALL_TAKES;
         let now = shared.now;
         shared.pool.advance(now);
+        let job = shared.ledger.only_job();
+        shared.called.extend(job.and_then(|job| job.intent).map(|intent| (intent.effect, method)));
+        if let Some(deed) = shared.strike.as_mut().and_then(|strike| strike.befalls(method, job)) {
+            return Some(struck(shared, deed, method, params));
+        }
+        if let Some(refused) = logged_out(shared, method) {
+            return Some(Err(refused));
+        }
         let mut fate = Fate::Done;
         if let Some(cut) = &mut shared.cut {
             fate = cut.fate(method, shared.ledger.only_job());
@@ -105,12 +120,7 @@ impl Line {
             fate = storm.fate(now, method, params, &mut shared.pool, &mut shared.ledger);
         }
         let unknown = || CallError::Unknown { method: method.name(), detail: "the connection broke".into() };
-        let done = |shared: &mut Shared| {
-            shared.ledger.before_call(&shared.pool, &shared.gate, method, params);
-            let answer = shared.pool.call_trusted(now, method, params);
-            shared.ledger.after_call(&shared.pool, method, params, answer.is_ok());
-            answer.map_err(|failure| CallError::Failed { method: method.name(), failure })
-        };
+        let done = |shared: &mut Shared| done(shared, method, params);
         match fate {
             Fate::Done => Some(done(shared)),
             Fate::LostBefore => Some(Err(unknown())),
@@ -136,6 +146,40 @@ impl Line {
             }
         }
     }
+}
+
+/// The pool does what it is asked, under the ledger's eyes.
+fn done(shared: &mut Shared, method: Method, params: &[Value]) -> Result<Value, CallError> {
+    shared.ledger.before_call(&shared.pool, &shared.gate, method, params);
+    let answer = shared.pool.call_trusted(shared.now, method, params);
+    shared.ledger.after_call(&shared.pool, method, params, answer.is_ok());
+    answer.map_err(|failure| CallError::Failed { method: method.name(), failure })
+}
+
+fn struck(shared: &mut Shared, deed: Deed, method: Method, params: &[Value]) -> Result<Value, CallError> {
+    let now = shared.now;
+    match deed {
+        Deed::Fails(failure) => Err(CallError::Failed { method: method.name(), failure }),
+        Deed::TaskFails(failure) => Ok(shared.pool.fail_task(now, method, failure)),
+        Deed::ForgetsBefore(lost) => {
+            shared.pool.restart_coordinator(now, lost);
+            shared.logged_out = true;
+            logged_out(shared, method).map_or_else(|| done(shared, method, params), Err)
+        }
+        Deed::ForgetsAfter(lost) => {
+            let answer = done(shared, method, params);
+            shared.pool.restart_coordinator(now, lost);
+            shared.logged_out = true;
+            answer
+        }
+    }
+}
+
+/// The first call since the sessions ended: the client logs in, and leaves it to the caller to repeat a change.
+fn logged_out(shared: &mut Shared, method: Method) -> Option<CallError> {
+    let refused = std::mem::take(&mut shared.logged_out) && method.changes_the_pool();
+    let failure = || crate::xen::Failure::new("SESSION_INVALID", &["OpaqueRef:old"]);
+    refused.then(|| CallError::Failed { method: method.name(), failure: failure() })
 }
 
 impl Transport for Line {

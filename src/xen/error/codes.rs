@@ -1,6 +1,6 @@
 //! Every error code of the data model, and what it means for a caller. Pure.
 //!
-//! Invariant: a code stands here once, because somebody thought about it; `tests/it/errors.rs` holds the table
+//! Invariant: a code stands here once, because somebody thought about it; `tests/it/xen/errors.rs` holds the table
 //! against the data model. Two families that grow with releases are rules: see [`rule`].
 
 use super::Class;

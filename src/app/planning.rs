@@ -1,0 +1,133 @@
+//! What `deploy --plan` shows besides the VMs: what each host can take, how many go at once, and the files that would
+//! be served. A shell: reads the pool and the files, changes nothing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Read,
+    path::Path,
+};
+
+use sha2::{Digest, Sha256};
+
+use super::{
+    orders::{FilePlan, FileRole, HostPlan, PoolPlan},
+    serving::file_problem,
+};
+use crate::{
+    boot::{
+        render::Templates,
+        root::{RelativePath, Root},
+    },
+    config::{Config, Limits, Profile},
+    provision::{
+        admission::Caps,
+        capacity::{Wish, at_once},
+    },
+    secret::hex,
+    xen::{CallError, api::Api, records::HostRecord},
+};
+
+/// Larger files are named without their hash: reading them would take too long for a plan.
+const HASHED: u64 = 1 << 30;
+
+/// The hosts of a pool, and how many of these installations they would take at once. Reads only.
+///
+/// # Errors
+/// The pool is away.
+pub async fn pool(name: &str, api: &Api, limits: &Limits, wishes: &[Wish]) -> Result<PoolPlan, CallError> {
+    let caps = Caps { pool: limits.installs_per_pool, host: limits.installs_per_host };
+    let hosts = api.hosts().await?;
+    let metrics = api.host_metrics().await?;
+    let mut free = BTreeMap::new();
+    for host in hosts.iter().filter(|host| host.enabled) {
+        match api.free_memory(&host.reference).await {
+            Ok(bytes) => drop(free.insert(host.reference.clone(), bytes)),
+            // It is away, or tells no figure.
+            Err(error) if error.failure().is_some() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let taken = at_once(wishes, &free, caps);
+    let host = |host: &HostRecord| HostPlan {
+        name: host.name_label.clone(),
+        enabled: host.enabled,
+        takes_hvm: host.takes("hvm-"),
+        takes_pv: host.takes("xen-"),
+        memory: metrics.iter().find(|found| found.reference == host.metrics).map_or(0, |of| of.memory_total),
+        free: free.get(&host.reference).copied(),
+        at_once: taken.get(&host.reference).copied().unwrap_or_default(),
+    };
+    Ok(PoolPlan {
+        pool: name.to_owned(),
+        vms: u32::try_from(wishes.len()).unwrap_or(u32::MAX),
+        at_once: taken.values().sum(),
+        installs_per_pool: caps.pool,
+        installs_per_host: caps.host,
+        hosts: hosts.iter().map(host).collect(),
+    })
+}
+
+/// The files that these profiles would have served. Blocks while they are read.
+pub fn files(config: &Config, templates: &Templates, profiles: &BTreeSet<String>) -> Vec<FilePlan> {
+    let mut plans: Vec<FilePlan> = Vec::new();
+    let mut add = |plan: FilePlan| match plans.iter_mut().find(|known| known.is_same(&plan)) {
+        Some(known) => known.profiles.extend(plan.profiles),
+        None => plans.push(plan),
+    };
+    for profile in profiles.iter().filter_map(|name| config.profiles.get(name)) {
+        let (Some(boot), Some(http)) = (&profile.boot, &config.http) else { continue };
+        add(file(&http.root, &boot.kernel, FileRole::Kernel, profile));
+        boot.initrd.iter().for_each(|path| add(file(&http.root, path, FileRole::Initrd, profile)));
+        if let Some(name) = &boot.answer {
+            add(answer(name, templates, profile));
+        }
+        if let Some(tftp) = &config.tftp {
+            add(file(&tftp.root, &tftp.loader, FileRole::Loader, profile));
+        }
+    }
+    plans
+}
+
+fn file(root: &Path, path: &str, role: FileRole, profile: &Profile) -> FilePlan {
+    let (bytes, sha256) = match look(root, path) {
+        Some((bytes, sha256)) => (Some(bytes), sha256),
+        None => (None, None),
+    };
+    FilePlan {
+        path: root.join(path).display().to_string(),
+        role,
+        profiles: vec![profile.name.clone()],
+        bytes,
+        sha256,
+        problem: file_problem(root, path),
+    }
+}
+
+/// Size and hash of a file.
+fn look(root: &Path, path: &str) -> Option<(u64, Option<String>)> {
+    let mut published = Root::open(root).ok()?.open_file(&RelativePath::parse(path)?).ok()?;
+    let length = published.length;
+    let mut hash = (length <= HASHED).then(Sha256::new);
+    let mut buffer = vec![0; 1 << 16];
+    while let Some(digest) = &mut hash {
+        match published.file.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => digest.update(buffer.get(..read).unwrap_or_default()),
+            Err(_) => hash = None,
+        }
+    }
+    Some((length, hash.map(|digest| hex(&digest.finalize()))))
+}
+
+/// The answer file's template; what it renders to differs from machine to machine, and E0 has tried it.
+fn answer(name: &str, templates: &Templates, profile: &Profile) -> FilePlan {
+    let source = templates.source(name);
+    FilePlan {
+        path: name.to_owned(),
+        role: FileRole::Answer,
+        profiles: vec![profile.name.clone()],
+        bytes: source.map(|source| u64::try_from(source.len()).unwrap_or(u64::MAX)),
+        sha256: source.map(|source| hex(&Sha256::digest(source))),
+        problem: source.is_none().then(|| format!("there is no template {name}")),
+    }
+}

@@ -1,0 +1,316 @@
+//! What a name stands for: rendered configurations, kernels and initrds by token, published files. A shell.
+//!
+//! Invariants: a configuration is rendered behind the boot gate and never read from a file; every file lies beneath
+//! one of two folders; a file that the manifest in its folder names is what the manifest says, or is withdrawn.
+
+use std::{
+    collections::HashMap,
+    io::{self, Read},
+    net::IpAddr,
+    os::unix::fs::FileExt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use sha2::{Digest as _, Sha256};
+use tracing::{debug, error, info, warn};
+
+use super::{
+    Library, Refusal, Shared,
+    content::{Content, Identity, OpenFile, Pieces},
+};
+use crate::{
+    boot::{
+        Answer, Ask,
+        manifest::{Digest, MANIFEST, MANIFEST_LIMIT, Manifest},
+        render::PXELINUX_REFUSAL,
+        root::{RelativePath, Root},
+        sink::{Seen, Sign},
+    },
+    machine::MacAddr,
+    tftp::{
+        Wanted,
+        sessions::{Ended, Outcome},
+        transfer::Finish,
+    },
+};
+
+/// Files that are held open because they were asked for lately.
+const OPEN_FILES: usize = 64;
+/// Of a file, this much is read at once to check it, in bytes.
+const CHECK_PIECE: usize = 256 << 10;
+
+/// The files, rendered and published.
+#[derive(Debug)]
+pub(super) struct Shelf {
+    shared: Shared,
+    published: Folder,
+    files: Folder,
+}
+
+impl Shelf {
+    pub(super) fn new(shared: Shared, published: Root, files: Root) -> Self {
+        let pieces = Pieces::default();
+        Self { shared, published: Folder::new(published, &pieces), files: Folder::new(files, &pieces) }
+    }
+}
+
+impl Library for Shelf {
+    fn open<'a>(&'a self, peer: IpAddr, name: &'a [u8]) -> BoxFuture<'a, Result<Content, Refusal>> {
+        Box::pin(async move {
+            let wanted = Wanted::parse(name);
+            let opened = match wanted.clone() {
+                None => Err(Refusal::NotFound),
+                Some(Wanted::Configuration(name)) => match self.shared.gate.configured(&name, peer) {
+                    Some(mac) => self.configuration(mac, peer),
+                    None => Err(Refusal::NotFound),
+                },
+                Some(Wanted::File { token, path }) => self.file(&token, path, peer).await,
+                Some(Wanted::Published(path)) => {
+                    let content = self.published.open(path).await;
+                    if let (Ok(_), Some(mac)) = (&content, self.shared.gate.who(peer)) {
+                        self.tell(mac, Sign::Loader, peer);
+                    }
+                    content
+                }
+            };
+            opened.inspect_err(|refusal| {
+                // A PXELINUX asks for a dozen names that are not there: nothing that an operator acts on.
+                let file = shown(wanted.as_ref(), name);
+                debug!(%peer, file, refusal = refusal.label(), "TFTP file refused");
+            })
+        })
+    }
+
+    fn ended(&self, ended: Ended) {
+        let Ended { peer, file, bytes, took, outcome } = ended;
+        let file = shown(Wanted::parse(&file).as_ref(), &file);
+        let mac = self.shared.gate.who(IpAddr::V4(*peer.ip()));
+        let mac = mac.map(|mac| mac.to_string()).unwrap_or_default();
+        let (seconds, label) = (took.as_secs_f64(), outcome.label());
+        match &outcome {
+            Outcome::Finished(Finish::Complete | Finish::Unconfirmed) => {
+                info!(mac, %peer, file, bytes, seconds, outcome = label, "TFTP transfer");
+            }
+            Outcome::Finished(Finish::Lost) | Outcome::ReadFailed => {
+                warn!(mac, %peer, file, bytes, seconds, outcome = label, "TFTP transfer broke off");
+            }
+            Outcome::Aborted { code, text } if bytes > 0 => {
+                info!(mac, %peer, file, bytes, seconds, outcome = label, code, text, "TFTP transfer broke off");
+            }
+            // A firmware that only wanted the size, a client that never came back.
+            Outcome::Aborted { .. }
+            | Outcome::Finished(Finish::Unanswered)
+            | Outcome::Replaced
+            | Outcome::Stopped => {
+                debug!(mac, %peer, file, bytes, seconds, outcome = label, "TFTP transfer without content");
+            }
+        }
+    }
+}
+
+/// A name for logs: without the token.
+fn shown(wanted: Option<&Wanted>, name: &[u8]) -> String {
+    match wanted {
+        Some(Wanted::Published(path) | Wanted::File { path, .. }) => path.as_str().to_owned(),
+        Some(Wanted::Configuration(_)) | None => name.escape_ascii().to_string(),
+    }
+}
+
+impl Shelf {
+    fn tell(&self, mac: MacAddr, sign: Sign, peer: IpAddr) {
+        self.shared.gate.met(mac, peer);
+        self.shared.sink.seen(Seen { mac, sign, peer: Some(peer) });
+    }
+
+    fn configuration(&self, mac: MacAddr, peer: IpAddr) -> Result<Content, Refusal> {
+        let (text, sign) = match self.shared.gate.answer(Ask::Netboot { mac }) {
+            Answer::Unknown => return Err(Refusal::NotFound),
+            Answer::Refused(_) => (PXELINUX_REFUSAL.to_owned(), Sign::NetbootRefused),
+            Answer::Boot(armed) => {
+                let rendered = self.shared.templates.pxelinux_config(&armed, &self.shared.urls);
+                let text = rendered.map_err(|problem| {
+                    error!(job = %armed.job, vm = %armed.vm_name, %problem, "what this machine needs cannot be rendered");
+                    Refusal::Failed
+                })?;
+                (text, Sign::Script)
+            }
+        };
+        self.tell(mac, sign, peer);
+        Ok(Content::Text(Bytes::from(text)))
+    }
+
+    async fn file(&self, token: &str, path: RelativePath, peer: IpAddr) -> Result<Content, Refusal> {
+        let Answer::Boot(armed) = self.shared.gate.answer(Ask::File { token }) else {
+            return Err(Refusal::NotFound);
+        };
+        let sign = armed.file_sign(&path).ok_or(Refusal::NotFound)?;
+        let content = self.files.open(path).await?;
+        self.tell(armed.mac, sign, peer);
+        Ok(content)
+    }
+}
+
+/// A published folder, with the files of it that are open.
+#[derive(Debug, Clone)]
+struct Folder {
+    root: Root,
+    pieces: Pieces,
+    open: Arc<Mutex<OpenFiles>>,
+    /// One check at a time: several clients ask for a loader at once.
+    checking: Arc<Mutex<()>>,
+}
+
+#[derive(Debug, Default)]
+struct OpenFiles {
+    files: HashMap<RelativePath, Held>,
+    manifest: Option<(Identity, Arc<Manifest>)>,
+    looks: u64,
+}
+
+#[derive(Debug, Clone)]
+struct Held {
+    file: Arc<OpenFile>,
+    /// What the file's content is, once it was asked.
+    digest: Option<Digest>,
+    used: u64,
+}
+
+impl Folder {
+    fn new(root: Root, pieces: &Pieces) -> Self {
+        Self { root, pieces: pieces.clone(), open: Arc::default(), checking: Arc::default() }
+    }
+
+    async fn open(&self, path: RelativePath) -> Result<Content, Refusal> {
+        let folder = self.clone();
+        let opened = tokio::task::spawn_blocking(move || folder.open_now(&path)).await;
+        opened.unwrap_or(Err(Refusal::Failed)).map(Content::File)
+    }
+
+    /// Opens a file, or finds that it is open already and still the same.
+    fn open_now(&self, path: &RelativePath) -> Result<Arc<OpenFile>, Refusal> {
+        let published = self.root.open_file(path).map_err(|error| {
+            debug!(file = path.as_str(), %error, "TFTP file not opened");
+            self.lock().files.remove(path);
+            Refusal::NotFound
+        })?;
+        let identity = Identity::of(&published.file.metadata().map_err(|error| failed(path, &error))?);
+        let file = self.lock().hold(path, identity, || Arc::new(self.pieces.open(published.file, identity)));
+        let manifest = self.manifest()?;
+        match manifest.digest(path) {
+            Some(digest) => self.check(path, &file, digest).map(|()| file),
+            None => Ok(file),
+        }
+    }
+
+    /// Whether a file is what the manifest says: read whole once, and again when it has changed.
+    fn check(&self, path: &RelativePath, file: &Arc<OpenFile>, expected: &Digest) -> Result<(), Refusal> {
+        let mut found = self.lock().digest(path, file);
+        if found.is_none() {
+            let _one = self.checking.lock().unwrap_or_else(PoisonError::into_inner);
+            found = self.lock().digest(path, file);
+            if found.is_none() {
+                let digest = digest(file).map_err(|error| failed(path, &error))?;
+                self.lock().note(path, file, digest);
+                if digest != *expected {
+                    error!(
+                        file = path.as_str(),
+                        folder = %self.root.path().display(),
+                        "withdrawn: the file is not what SHA256SUMS says; put the right one there, or correct the manifest"
+                    );
+                }
+                found = Some(digest);
+            }
+        }
+        if found == Some(*expected) { Ok(()) } else { Err(Refusal::Withdrawn) }
+    }
+
+    /// The manifest of the folder; an empty one where there is none.
+    fn manifest(&self) -> Result<Arc<Manifest>, Refusal> {
+        let Some(name) = RelativePath::parse(MANIFEST) else { return Err(Refusal::Failed) };
+        let published = match self.root.open_file(&name) {
+            Ok(published) => published,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.lock().manifest = None;
+                return Ok(Arc::default());
+            }
+            Err(error) => return Err(failed(&name, &error)),
+        };
+        let identity = Identity::of(&published.file.metadata().map_err(|error| failed(&name, &error))?);
+        if let Some((known, manifest)) = &self.lock().manifest
+            && *known == identity
+        {
+            return Ok(Arc::clone(manifest));
+        }
+        let mut text = String::new();
+        published
+            .file
+            .take(MANIFEST_LIMIT)
+            .read_to_string(&mut text)
+            .map_err(|error| failed(&name, &error))?;
+        let manifest = Arc::new(Manifest::parse(&text).map_err(|error| failed(&name, &error))?);
+        self.lock().manifest = Some((identity, Arc::clone(&manifest)));
+        Ok(manifest)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, OpenFiles> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn failed(path: &RelativePath, problem: &dyn std::error::Error) -> Refusal {
+    error!(file = path.as_str(), %problem, "a published file cannot be used");
+    Refusal::Failed
+}
+
+fn digest(file: &OpenFile) -> io::Result<Digest> {
+    let mut sum = Sha256::new();
+    let mut piece = vec![0; CHECK_PIECE];
+    let mut offset = 0;
+    loop {
+        let length = file.file().read_at(&mut piece, offset)?;
+        if length == 0 {
+            break;
+        }
+        sum.update(piece.get(..length).unwrap_or_default());
+        offset += u64::try_from(length).unwrap_or_default();
+    }
+    file.is_unchanged()?;
+    Ok(sum.finalize().into())
+}
+
+impl OpenFiles {
+    /// The open file, where it is the same; otherwise what `open` gives.
+    fn hold(
+        &mut self,
+        path: &RelativePath,
+        identity: Identity,
+        open: impl FnOnce() -> Arc<OpenFile>,
+    ) -> Arc<OpenFile> {
+        self.looks += 1;
+        if let Some(held) = self.files.get_mut(path).filter(|held| held.file.identity == identity) {
+            held.used = self.looks;
+            return Arc::clone(&held.file);
+        }
+        let file = open();
+        self.files.insert(path.clone(), Held { file: Arc::clone(&file), digest: None, used: self.looks });
+        if self.files.len() > OPEN_FILES
+            && let Some(oldest) =
+                self.files.iter().min_by_key(|(_, held)| held.used).map(|(path, _)| path.clone())
+        {
+            self.files.remove(&oldest);
+        }
+        file
+    }
+
+    fn digest(&self, path: &RelativePath, file: &Arc<OpenFile>) -> Option<Digest> {
+        self.files.get(path).filter(|held| Arc::ptr_eq(&held.file, file))?.digest
+    }
+
+    fn note(&mut self, path: &RelativePath, file: &Arc<OpenFile>, digest: Digest) {
+        if let Some(held) = self.files.get_mut(path).filter(|held| Arc::ptr_eq(&held.file, file)) {
+            held.digest = Some(digest);
+        }
+    }
+}
