@@ -241,7 +241,8 @@ fn ours(scene: &Scene) -> io::Result<Site> {
     let more = format!(
         "[[dhcp]]\ninterface = \"wire0\"\nmode = \"server\"\naddress = \"{SERVER}\"\n\
          relays = [\"{PERFDHCP}\"]\n[dhcp.server]\n\
-         range = [\"{first}\", \"{last}\"]\nnetmask = \"{NETMASK}\"\nlease_to_strangers = true\n"
+         range = [\"{first}\", \"{last}\"]\nnetmask = \"{NETMASK}\"\nlease_to_strangers = true\n\
+         keep_for_jobs = 0\n"
     );
     Site::start(scene, &Ours { address: SERVER, http: super::http::PORT, more, arguments: 8 })
 }

@@ -5,7 +5,10 @@ mod wire;
 
 use std::{net::Ipv4Addr, time::Duration};
 
-use bootflip::config::{DhcpMode, DhcpServer};
+use bootflip::{
+    config::{DhcpMode, DhcpServer},
+    dhcp::snippet::{Dialect, Target, snippet},
+};
 
 use self::wire::{Client, SERVER, Serve, on_a_wire, until};
 use crate::{
@@ -168,6 +171,37 @@ fn a_second_server_beside_ours_is_in_the_way() {
         let neighbours =
             until("it is noticed", || Some(server.board.read().neighbours).filter(|all| !all.is_empty()));
         assert!(neighbours[0].in_the_way, "{neighbours:?}");
+    });
+}
+
+#[test]
+fn dnsmasq_boots_a_rom_by_the_lines_that_we_print() {
+    on_a_wire("clients::dnsmasq by our snippet", &["busybox", "dnsmasq"], |wire| {
+        let other = wire.client("foreign", STRANGER);
+        other.ip("addr add 10.77.0.9/24 dev eth0");
+        let target = Target {
+            next_server: SERVER,
+            boot_url: format!("http://{SERVER}:8080"),
+            loaders: [(0, "undionly.kpxe".to_owned()), (7, "ipxe.efi".to_owned())].into(),
+        };
+        let lines = snippet(Dialect::Dnsmasq, &target);
+        let conf = other.script("dnsmasq.conf", &lines);
+        let _dnsmasq = other.start(&format!(
+            "dnsmasq --no-daemon --conf-file={} --port=0 --no-ping --leasefile-ro --interface=eth0 \
+             --dhcp-range=10.77.0.200,10.77.0.210,255.255.255.0,1h",
+            conf.display()
+        ));
+        for (name, class, file) in [
+            ("rom", ROM.to_owned(), "undionly.kpxe".to_owned()),
+            ("efi", ROM.replace("0000", "0007"), "ipxe.efi".to_owned()),
+            ("ipxe", format!("{ROM} -x 0x4d:69505845"), format!("http://{SERVER}:8080/b/${{net0/mac}}")),
+        ] {
+            let client = wire.client(name, ARMED);
+            let script = note_environment(&client);
+            client.run(&format!("{UDHCPC} {} {class}", script.display()));
+            assert_eq!(noted(&client, &["boot_file", "bootfile"]), file, "{name}");
+            wire.ip(&format!("link delete {name}")); // two cards of one MAC would share the answers
+        }
     });
 }
 

@@ -5,8 +5,8 @@
 mod boot;
 mod budget;
 mod cli;
-mod clients_qemu;
 mod clients;
+mod clients_qemu;
 mod common;
 mod config;
 mod create;
