@@ -22,6 +22,8 @@ use crate::{
 };
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
+/// perfdhcp acts as a relay with its own address, and ours answers only relays that it was told of.
+const PERFDHCP: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
 const ENDS: [&str; 2] = ["10.9.0.1/16", "10.9.0.2/16"];
 /// The addresses to lease, for every server.
 const RANGE: [&str; 2] = ["10.9.1.0", "10.9.255.250"];
@@ -237,8 +239,10 @@ fn start(scene: &Scene, candidate: Candidate) -> io::Result<Running> {
 fn ours(scene: &Scene) -> io::Result<Site> {
     let [first, last] = RANGE;
     let more = format!(
-        "[[dhcp]]\ninterface = \"wire0\"\nmode = \"server\"\naddress = \"{SERVER}\"\n[dhcp.server]\n\
-         range = [\"{first}\", \"{last}\"]\nnetmask = \"{NETMASK}\"\nlease_to_strangers = true\n"
+        "[[dhcp]]\ninterface = \"wire0\"\nmode = \"server\"\naddress = \"{SERVER}\"\n\
+         relays = [\"{PERFDHCP}\"]\n[dhcp.server]\n\
+         range = [\"{first}\", \"{last}\"]\nnetmask = \"{NETMASK}\"\nlease_to_strangers = true\n\
+         keep_for_jobs = 0\n"
     );
     Site::start(scene, &Ours { address: SERVER, http: super::http::PORT, more, arguments: 8 })
 }

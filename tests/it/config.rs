@@ -76,7 +76,24 @@ fn the_defaults_that_the_example_names_are_the_defaults() {
         line.strip_prefix("# ").is_some_and(|line| line.starts_with(&format!("{key} = ")))
     };
     // Examples of keys without a default.
-    let no_default = ["template_dir", "members", "allow", "device", "mac", "disk", "\"02:16:3e:00:00:01\""];
+    let no_default = [
+        "template_dir",
+        "members",
+        "allow",
+        "device",
+        "mac",
+        "disk",
+        "\"02:16:3e:00:00:01\"",
+        "efi-x64",
+        "http-x64",
+        "config_file",
+        "path_prefix",
+        "reboot_time",
+        "domain",
+        "ntp",
+        "mtu",
+        "252",
+    ];
     let uncomment = |line: &str| {
         let key = line.strip_prefix("# ").and_then(|line| line.split_once(" = ")).map(|(key, _)| key);
         let is_key =

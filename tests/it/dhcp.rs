@@ -14,6 +14,7 @@ use bootflip::{
     dhcp::{
         DEFAULT_LOADER,
         server::{self, BootServices, Bound, Shared},
+        snippet::{Dialect, Target, snippet},
     },
     machine::MacAddr,
     store::{Batch, Entry, Op, Revision, Store, StoreError, Watch},
@@ -473,4 +474,40 @@ async fn a_known_machine_gets_its_lease_while_100_000_random_macs_ask() {
     // And afterwards: the strangers hold no more than the pool has.
     let offer = rig.ask(&discover(IDLE, 1)).await;
     assert_eq!(kind(&rig.ask(&select(IDLE, 2, offer.yiaddr())).await), MessageType::Ack);
+}
+
+fn target() -> Target {
+    let loaders = [(0, "undionly.kpxe".to_owned()), (7, "ipxe.efi".to_owned())];
+    Target {
+        next_server: [10, 1, 0, 2].into(),
+        boot_url: "http://10.1.0.2:8080".into(),
+        loaders: loaders.into(),
+    }
+}
+
+#[test]
+fn another_servers_lines_point_ipxe_to_its_script_and_roms_to_their_loader() {
+    let lines = snippet(Dialect::Dnsmasq, &target());
+    let lines: Vec<&str> = lines.lines().filter(|line| !line.starts_with('#')).collect();
+    assert_eq!(
+        lines,
+        [
+            "dhcp-userclass=set:bootflip-ipxe,iPXE",
+            "dhcp-userclass=set:bootflip-ipxe,gPXE",
+            "dhcp-boot=tag:bootflip-ipxe,http://10.1.0.2:8080/b/${net0/mac}",
+            "dhcp-match=set:bootflip-0,option:client-arch,0",
+            "dhcp-boot=tag:!bootflip-ipxe,tag:bootflip-0,undionly.kpxe,,10.1.0.2",
+            "dhcp-match=set:bootflip-7,option:client-arch,7",
+            "dhcp-boot=tag:!bootflip-ipxe,tag:bootflip-7,ipxe.efi,,10.1.0.2",
+        ]
+    );
+    let isc = snippet(Dialect::Isc, &target());
+    assert!(isc.contains("option architecture = 7 {"), "{isc}");
+    assert_eq!(isc.matches('{').count(), isc.matches('}').count());
+    let kea = snippet(Dialect::Kea, &target());
+    let (_, json) = kea.split_once('\n').unwrap();
+    let json: serde_json::Value = serde_json::from_str(json).unwrap();
+    assert_eq!(json["client-classes"][2]["boot-file-name"], "ipxe.efi");
+    let option = &json["hooks-libraries"][0]["parameters"]["options"][0];
+    assert_eq!(option["supersede"], "concat('http://10.1.0.2:8080/b/', hexstring(pkt4.mac, ':'))");
 }

@@ -201,7 +201,7 @@ impl Checker<'_> {
         let relayed = self.relayed(raw, ours, mode);
         match (mode, &raw.server) {
             (Some(RawMode::Server) | None, Some(leases)) => {
-                let own = self.leases(leases, ours)?;
+                let own = self.leases(leases, ours, ours)?;
                 Some(DhcpMode::Server(DhcpServer { own, relayed }))
             }
             (Some(RawMode::Server), None) => {
@@ -234,7 +234,7 @@ impl Checker<'_> {
                 continue;
             }
             let base = network.value.range.as_ref().and_then(|range| range.value.first());
-            let Some(pool) = self.leases(network, base.map(|first| first.value)) else { continue };
+            let Some(pool) = self.leases(network, base.map(|first| first.value), None) else { continue };
             let same = |other: Ipv4Addr| {
                 let mask = pool.netmask.to_bits();
                 other.to_bits() & mask == pool.range.0.to_bits() & mask
@@ -253,11 +253,17 @@ impl Checker<'_> {
         networks
     }
 
-    fn leases(&mut self, leases: &At<RawLeases>, ours: Option<Ipv4Addr>) -> Option<DhcpPool> {
+    /// `anchor`: an address of the network; `ours`: the one that no client may have.
+    fn leases(
+        &mut self,
+        leases: &At<RawLeases>,
+        anchor: Option<Ipv4Addr>,
+        ours: Option<Ipv4Addr>,
+    ) -> Option<DhcpPool> {
         let At { value: raw, spot } = leases;
         let remedy = "write the interface's netmask, such as \"255.255.255.0\"";
         let netmask = self.required(raw.netmask.as_ref(), spot, "netmask", remedy);
-        let network = netmask.and_then(|netmask| self.network(netmask, ours));
+        let network = netmask.and_then(|netmask| self.network(netmask, anchor));
         let remedy = "write range = [\"FIRST\", \"LAST\"]";
         let range = self.required(raw.range.as_ref(), spot, "range", remedy);
         let range = range.and_then(|range| self.range(range, network, ours));

@@ -261,7 +261,7 @@ impl Client {
     fn command(&self, line: &str) -> Command {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "nsenter", "-t", &self.holder.0.id().to_string(), "-n"]);
-        command.args(line.split_whitespace()).env("NOTE", self.path("note.env")).current_dir(&self.folder);
+        command.args(line.split_whitespace()).current_dir(&self.folder);
         command
     }
 
