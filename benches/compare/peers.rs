@@ -47,9 +47,7 @@ impl TftpPeer {
             ),
             Self::Hpa => (
                 scene.peer("usr/sbin/in.tftpd"),
-                ["--foreground", "--user", "root", "--address", &format!("{at}:69"), "--secure", &files]
-                    .map(str::to_owned)
-                    .to_vec(),
+                ["-L", "-u", "root", "-a", &format!("{at}:69"), "-s", &files].map(str::to_owned).to_vec(),
             ),
             Self::Atftpd => (
                 scene.peer("usr/sbin/atftpd"),
