@@ -2,8 +2,9 @@
 # Fills a folder with the servers that `make bench` measures beside bootflip: prepare.sh FOLDER (Debian 12 or newer;
 # root only to install libraries and programs that are no daemons).
 #
-#   FOLDER/root   tftpd-hpa, atftpd, kea-dhcp4-server, kea-admin (perfdhcp) and nginx, unpacked and not installed: two
-#                 of them exclude each other, and an installed one would run as a daemon from then on
+#   FOLDER/peers/PACKAGE   tftpd-hpa, atftpd, kea-dhcp4-server, kea-admin (perfdhcp) and nginx, unpacked and not
+#                          installed: two of them exclude each other, and an installed one would run as a daemon from
+#                          then on
 #
 # dnsmasq comes from dnsmasq-base, which has no daemon. May be run again: what is there is kept.
 set -eu
@@ -11,7 +12,7 @@ set -eu
 [ $# -eq 1 ] || { echo "usage: $0 FOLDER" >&2; exit 2; }
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
-root=$out/root
+peers=$out/peers
 
 say() { echo "prepare: $*"; }
 
@@ -46,21 +47,23 @@ if ! [ -e "$out/complete" ]; then
         DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends $need >/dev/null
     fi
     work=$out/download
-    rm -rf "$root" "$work"
-    mkdir -p "$root" "$work"
+    rm -rf "$peers" "$work"
+    mkdir -p "$work"
     # apt-get downloads as another user where it can.
     chmod 777 "$work"
     for package in $servers; do
-        say "downloading $package, to be unpacked below $root"
+        say "downloading $package, to be unpacked below $peers"
         (cd "$work" && apt-get -q download "$package" >/dev/null 2>&1) || { say "cannot download $package" >&2; exit 1; }
-        dpkg -x "$work/$package"_*.deb "$root"
+        mkdir -p "$peers/$package"
+        dpkg -x "$work/$package"_*.deb "$peers/$package"
     done
     rm -rf "$work"
     : >"$out/complete"
 fi
 
-for program in "$root/usr/sbin/in.tftpd" "$root/usr/sbin/atftpd" "$root/usr/sbin/kea-dhcp4" "$root/usr/sbin/perfdhcp" \
-    "$root/usr/sbin/nginx" "$(command -v dnsmasq || echo dnsmasq)"; do
-    [ -x "$program" ] || { say "$program is missing; remove $out and try again" >&2; exit 1; }
+for program in tftpd-hpa/usr/sbin/in.tftpd atftpd/usr/sbin/atftpd kea-dhcp4-server/usr/sbin/kea-dhcp4 \
+    kea-admin/usr/sbin/perfdhcp nginx/usr/sbin/nginx; do
+    [ -x "$peers/$program" ] || { say "$peers/$program is missing; remove $out and try again" >&2; exit 1; }
 done
+command -v dnsmasq >/dev/null || { say "dnsmasq is missing; remove $out and try again" >&2; exit 1; }
 say "$out has the servers to compare with"

@@ -85,7 +85,7 @@ struct Came {
 pub(crate) fn contest(scene: &Scene, extent: Extent) -> io::Result<Contest> {
     let (ask, asked) = channel();
     let (answer, answered) = channel();
-    let perfdhcp = scene.peer("usr/sbin/perfdhcp");
+    let perfdhcp = scene.peer("kea-admin/usr/sbin/perfdhcp");
     let libraries = libraries(scene);
     let client = move || perform(&perfdhcp, &libraries, &asked, &answer);
     let server = || {
@@ -97,7 +97,7 @@ pub(crate) fn contest(scene: &Scene, extent: Extent) -> io::Result<Contest> {
 }
 
 fn libraries(scene: &Scene) -> String {
-    let folder = scene.peer("usr/lib");
+    let folder = scene.peer("kea-common/usr/lib");
     let own = fs::read_dir(&folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
     own.filter(|path| path.to_string_lossy().ends_with("linux-gnu"))
         .map(|path| path.display().to_string())
@@ -267,7 +267,7 @@ fn kea(scene: &Scene) -> io::Result<Server> {
         ("KEA_LOCKFILE_DIR", place),
     ];
     let arguments = ["-c".to_owned(), file.display().to_string()];
-    let program = scene.peer("usr/sbin/kea-dhcp4");
+    let program = scene.peer("kea-dhcp4-server/usr/sbin/kea-dhcp4");
     Server::start_with(Candidate::Kea.name(), &program, &arguments, &scene.log("kea"), &environment)
 }
 

@@ -36,7 +36,10 @@ const GOALS: [Goal; 2] = [
 /// Lays the files that the machine boots from.
 pub(crate) fn lay(scene: &Scene) -> io::Result<()> {
     scene.file("kernel", 512 * MB)?;
-    scene.file("initrd", 60 * MB)
+    scene.file("initrd", 60 * MB)?;
+    // For the length of the boot script alone.
+    scene.file("initrd-2", 1000)?;
+    scene.file("initrd-3", 1000)
 }
 
 /// What of what is fetched, and what that comes to.

@@ -16,6 +16,8 @@ pub(crate) fn alone<T: Send>(body: impl FnOnce() -> T + Send) -> io::Result<T> {
     thread::scope(|scope| {
         let thread = scope.spawn(|| {
             enter()?;
+            // A machine with no other address than loopback's has none to tftpd-hpa (getaddrinfo, AI_ADDRCONFIG).
+            ip("addr add 10.8.0.1/32 dev lo")?;
             Ok(body())
         });
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))

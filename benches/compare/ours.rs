@@ -6,7 +6,7 @@ use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddrV4, TcpStream},
     os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::Command,
     thread,
     time::Duration,
@@ -16,6 +16,8 @@ use crate::{process::Server, scene::Scene};
 
 /// The program that is measured.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_bootflip");
+/// Names another build of it.
+const ANOTHER: &str = "BOOTFLIP_BENCH_PROGRAM";
 /// The MAC of the simulated pool's first VM.
 const MAC: &str = "02:16:3e:00:00:01";
 const POOL: u16 = 18080;
@@ -50,7 +52,7 @@ impl Site {
     pub(crate) fn start(scene: &Scene, ours: &Ours) -> io::Result<Self> {
         let folder = scene.fresh("ours")?;
         let simulate = ["simulate", "--vms", "2", "--port", &POOL.to_string()].map(str::to_owned);
-        let mut pool = Server::start("simulated pool", Path::new(PROGRAM), &simulate, &scene.log("pool"))?;
+        let mut pool = Server::start("simulated pool", &program(), &simulate, &scene.log("pool"))?;
         let mut password = String::new();
         pool.until("its introduction", || {
             let said = fs::read_to_string(scene.log("pool")).unwrap_or_default();
@@ -65,7 +67,7 @@ impl Site {
         secret.write_all(password.as_bytes())?;
         fs::write(folder.join("bootflip.toml"), configuration(scene, ours))?;
         let serve = ["serve".to_owned(), "-c".to_owned(), folder.join("bootflip.toml").display().to_string()];
-        let server = Server::start("bootflip", Path::new(PROGRAM), &serve, &scene.log("bootflip"))?;
+        let server = Server::start("bootflip", &program(), &serve, &scene.log("bootflip"))?;
         let at = SocketAddrV4::new(ours.address, ours.http);
         let mut site = Self { server, folder, at, _pool: pool };
         site.server.until("see its log", || TcpStream::connect(at).is_ok())?;
@@ -79,7 +81,7 @@ impl Site {
         for look in 0..LOOKS {
             // Unknown until the server has read the pool.
             if look % 20 == 0 && !said.contains("job") {
-                let output = Command::new(PROGRAM)
+                let output = Command::new(program())
                     .args(["deploy", "vm-001", "--profile", "bench", "--yes", "-c"])
                     .arg(self.folder.join("bootflip.toml"))
                     .output()?;
@@ -98,6 +100,10 @@ impl Site {
         }
         Err(io::Error::other(format!("the machine never booted; deploy said: {said}")))
     }
+}
+
+fn program() -> PathBuf {
+    std::env::var_os(ANOTHER).map_or_else(|| PathBuf::from(PROGRAM), PathBuf::from)
 }
 
 fn configuration(scene: &Scene, ours: &Ours) -> String {
@@ -123,7 +129,7 @@ root = "{files}"
 socket = "admin.sock"
 [profile.bench]
 kernel = "kernel"
-initrd = "initrd"
+initrd = ["initrd", "initrd-2", "initrd-3"]
 args = "{arguments}"
 completion = "halt"
 evidence = "none"

@@ -46,13 +46,11 @@ impl TftpPeer {
                 ],
             ),
             Self::Hpa => (
-                scene.peer("usr/sbin/in.tftpd"),
-                ["--foreground", "--user", "root", "--address", &format!("{at}:69"), "--secure", &files]
-                    .map(str::to_owned)
-                    .to_vec(),
+                scene.peer("tftpd-hpa/usr/sbin/in.tftpd"),
+                ["-L", "-u", "root", "-a", &format!("{at}:69"), "-s", &files].map(str::to_owned).to_vec(),
             ),
             Self::Atftpd => (
-                scene.peer("usr/sbin/atftpd"),
+                scene.peer("atftpd/usr/sbin/atftpd"),
                 vec![
                     "--daemon".to_owned(),
                     "--no-fork".to_owned(),
@@ -90,5 +88,5 @@ pub(crate) fn nginx(scene: &Scene, at: Ipv4Addr, port: u16) -> io::Result<Server
     fs::write(&file, configuration)?;
     let arguments =
         ["-c".to_owned(), file.display().to_string(), "-e".to_owned(), format!("{shown}/error.log")];
-    Server::start("nginx", &scene.peer("usr/sbin/nginx"), &arguments, &scene.log("nginx"))
+    Server::start("nginx", &scene.peer("nginx/usr/sbin/nginx"), &arguments, &scene.log("nginx"))
 }

@@ -1,9 +1,10 @@
 //! A server's process: started, asked what it used, ended by its id. What it forked counts as its own.
 
 use std::{
+    collections::HashMap,
     fs::{self, File},
     io,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -21,9 +22,9 @@ use crate::figures::Sample;
 const READY: Duration = Duration::from_secs(20);
 /// For a server to end by itself.
 const END: Duration = Duration::from_secs(5);
-/// Between two looks at memory.
-const LOOK: Duration = Duration::from_millis(100);
-/// For the forked processes of a server to be gone after their work, so that it has counted their time.
+/// Between two looks at its processes.
+const LOOK: Duration = Duration::from_millis(20);
+/// For what a server does when its work is done.
 const SETTLE: Duration = Duration::from_millis(50);
 
 /// A running server; ended when dropped.
@@ -101,25 +102,28 @@ impl Server {
             // The highest mark of memory begins anew; where that is refused it is the highest since the start.
             let _ = fs::write(format!("/proc/{process}/clear_refs"), "5");
         }
-        let before = on_cpu(root);
+        let mut before = Seen::default();
+        before.look(root);
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
             let watch = scope.spawn(|| {
-                let mut peak = memory(root);
+                let (mut seen, mut peak) = (Seen::default(), memory(root));
                 while !done.load(Ordering::Relaxed) {
                     thread::park_timeout(LOOK);
+                    seen.look(root);
                     peak = peak.max(memory(root));
                 }
-                peak
+                thread::sleep(SETTLE);
+                seen.look(root);
+                (seen, peak)
             });
             let begun = Instant::now();
             let result = work();
             let seconds = begun.elapsed().as_secs_f64();
             done.store(true, Ordering::Relaxed);
             watch.thread().unpark();
-            let peak = watch.join().unwrap_or_default();
-            thread::sleep(SETTLE);
-            (result, Used { seconds, cpu: (on_cpu(root) - before).max(0.0), peak })
+            let (seen, peak) = watch.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            (result, Used { seconds, cpu: seen.since(&before).max(0.0), peak })
         })
     }
 }
@@ -141,38 +145,66 @@ impl Drop for Server {
     }
 }
 
-/// A process and all that it forked and that still lives.
+/// A process and all that it forked and that still lives. What is forked gets a higher number than what forks it.
 fn family(root: u32) -> Vec<u32> {
-    let parents: Vec<(u32, u32)> = fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter_map(|process| Some((process, u32::try_from(stat(process)?.first().copied()?).ok()?)))
-        .collect();
+    let processes = fs::read_dir("/proc").into_iter().flatten();
+    let numbers = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let mut younger: Vec<u32> = numbers.filter(|number| *number > root).collect();
+    younger.sort_unstable();
     let mut found = vec![root];
-    let mut at = 0;
-    while let Some(parent) = found.get(at).copied() {
-        found.extend(parents.iter().filter(|(_, of)| *of == parent).map(|(process, _)| *process));
-        at += 1;
+    for process in younger {
+        let parent = fields(process, 4).first().copied();
+        if parent.is_some_and(|parent| found.iter().any(|known| f64::from(*known) == parent)) {
+            found.push(process);
+        }
     }
     found
 }
 
-/// The numbers of /proc/PID/stat from the fourth on (proc(5)): the parent is the first of them.
-fn stat(process: u32) -> Option<Vec<u64>> {
-    let text = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    // The name in parentheses may have anything in it.
-    let (_, rest) = text.rsplit_once(") ")?;
-    Some(rest.split(' ').skip(1).map(|number| number.trim().parse().unwrap_or_default()).collect())
+/// The numbers of /proc/PID/stat from field `first` on; it is behind the name, which is the second (proc(5)).
+fn fields(process: u32, first: usize) -> Vec<f64> {
+    let text = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    let rest = text.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    rest.split(' ').skip(first - 3).map(|number| number.trim().parse().unwrap_or_default()).collect()
 }
 
-/// Seconds that a process, those that it forked, and those of them that it has waited for, were on a processor.
-fn on_cpu(root: u32) -> f64 {
-    // utime, stime, cutime and cstime are fields 14 to 17.
-    let ticks = |process: u32| -> u64 { stat(process).map_or(0, |stat| stat.iter().skip(10).take(4).sum()) };
-    let ticks: u64 = family(root).into_iter().map(ticks).sum();
+/// The folders of a process's threads.
+fn tasks(process: u32) -> impl Iterator<Item = PathBuf> {
+    let folder = fs::read_dir(format!("/proc/{process}/task"));
+    folder.into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()))
+}
+
+/// What each process of a family was on a processor, in seconds, when it was last seen. tftpd-hpa does not wait for
+/// what it forks, so that nobody but an onlooker learns what that used.
+#[derive(Debug, Default)]
+struct Seen(HashMap<u32, f64>);
+
+impl Seen {
+    fn look(&mut self, root: u32) {
+        for process in family(root) {
+            let before = self.0.entry(process).or_default();
+            *before = before.max(on_cpu(process));
+        }
+    }
+
+    /// What was used since `before`.
+    fn since(&self, before: &Self) -> f64 {
+        self.0.iter().map(|(process, now)| now - before.0.get(process).copied().unwrap_or_default()).sum()
+    }
+}
+
+/// Seconds that a process was on a processor: as its threads say (to the nanosecond, without those that have ended),
+/// or as it says (with them, in ticks of 10 ms); what is more.
+fn on_cpu(process: u32) -> f64 {
+    let thread = |task: PathBuf| -> Option<f64> {
+        let text = fs::read_to_string(task.join("schedstat")).ok()?;
+        text.split(' ').next()?.parse::<f64>().ok()
+    };
+    let threads = tasks(process).filter_map(thread).sum::<f64>() / 1e9;
+    // Field 14 and 15 are utime and stime.
+    let ticks: f64 = fields(process, 14).into_iter().take(2).sum();
     let second = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
-    ticks as f64 / second as f64
+    threads.max(ticks / second as f64)
 }
 
 /// The sum of the highest marks of memory, in MiB. Pages that forked processes share count for each of them.

@@ -28,9 +28,9 @@ impl Scene {
         self.folder.join("files")
     }
 
-    /// A file of an unpacked peer.
+    /// A file of an unpacked package: `PACKAGE/usr/…`.
     pub(crate) fn peer(&self, name: &str) -> PathBuf {
-        self.folder.join("root").join(name)
+        self.folder.join("peers").join(name)
     }
 
     /// Where a server's words go.

@@ -161,7 +161,7 @@ fn judged(fetched: &Fetched, clients: usize) -> Result<(), String> {
 /// slowest. A server that leaves clients without their file gets the limit as its time.
 fn lossy(scene: &Scene, extent: Extent, field: &Field) -> io::Result<Contest> {
     const NUMBER: usize = 8;
-    let (name, length) = ("tftp-lossy", MIB / 2);
+    let (name, length) = if extent.quick { ("tftp-lossy-less", MIB / 4) } else { ("tftp-lossy", MIB / 2) };
     scene.file(name, length)?;
     let mut rounds = Vec::new();
     for round in 0..extent.lossy_rounds {
