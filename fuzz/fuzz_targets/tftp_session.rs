@@ -60,13 +60,13 @@ impl Server {
             5 => (vec![0, 5, high, low], rest),
             _ => (rest[..take].to_vec(), &rest[take..]),
         };
-        let error = packet.starts_with(&[0, 5]);
-        let replies = self.act(|sessions, now, actions| sessions.receive(now, &at, &packet, actions));
-        assert!(!error || replies == 0, "an ERROR was answered");
         if let [0, 4, ..] = packet[..] {
             // It may have been an answer: from here on the transfer's own limits count.
             self.unanswered.retain(|id, _| id.peer != peer);
         }
+        let error = packet.starts_with(&[0, 5]);
+        let replies = self.act(|sessions, now, actions| sessions.receive(now, &at, &packet, actions));
+        assert!(!error || replies == 0, "an ERROR was answered");
         after
     }
 

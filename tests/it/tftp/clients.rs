@@ -58,7 +58,8 @@ pub(super) async fn curl_reads_with_every_block_size(engine: TftpEngine) {
         return;
     }
     let bench = Bench::new(engine);
-    for length in LENGTHS {
+    // Of an empty file it says "getpeername() failed", whoever the server is.
+    for length in &LENGTHS[1..] {
         bench.fetches("curl|-sS|-o|out|tftp://HOST:PORT/NAME", &format!("f{length}")).await;
     }
     for size in [8, 512, 1428, 1468, 8192, 65_464] {
@@ -105,7 +106,8 @@ pub(super) async fn busybox_reads_with_every_block_size(engine: TftpEngine) {
     for length in LENGTHS {
         bench.fetches("busybox|tftp|-g|-r|NAME|-l|out|HOST|PORT", &format!("f{length}")).await;
     }
-    for size in [8, 512, 1024, 1468, 65_464] {
+    // The request has to fit into a block of its own.
+    for size in [64, 512, 1024, 1468, 65_464] {
         bench.fetches(&format!("busybox|tftp|-g|-b|{size}|-r|NAME|-l|out|HOST|PORT"), "f20000").await;
     }
 }
