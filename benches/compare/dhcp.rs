@@ -22,8 +22,7 @@ use crate::{
 };
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
-/// perfdhcp acts as a relay with its own address, and ours answers only relays that it was told of.
-const PERFDHCP: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
+const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
 const ENDS: [&str; 2] = ["10.9.0.1/16", "10.9.0.2/16"];
 /// The addresses to lease, for every server.
 const RANGE: [&str; 2] = ["10.9.1.0", "10.9.255.250"];
@@ -238,11 +237,19 @@ fn start(scene: &Scene, candidate: Candidate) -> io::Result<Running> {
 
 fn ours(scene: &Scene) -> io::Result<Site> {
     let [first, last] = RANGE;
+    // perfdhcp sends as a relay does.
     let more = format!(
-        "[[dhcp]]\ninterface = \"wire0\"\nmode = \"server\"\naddress = \"{SERVER}\"\n\
-         relays = [\"{PERFDHCP}\"]\n[dhcp.server]\n\
-         range = [\"{first}\", \"{last}\"]\nnetmask = \"{NETMASK}\"\nlease_to_strangers = true\n\
-         keep_for_jobs = 0\n"
+        r#"[[dhcp]]
+interface = "wire0"
+mode = "server"
+address = "{SERVER}"
+relays = ["{CLIENT}"]
+[dhcp.server]
+range = ["{first}", "{last}"]
+netmask = "{NETMASK}"
+lease_to_strangers = true
+keep_for_jobs = 0
+"#
     );
     Site::start(scene, &Ours { address: SERVER, http: super::http::PORT, more, arguments: 8 })
 }

@@ -2,14 +2,17 @@
 
 use std::{
     io::{self, Read, Write},
-    net::SocketAddrV4,
+    net::{Ipv4Addr, SocketAddrV4},
     os::fd::AsRawFd,
     time::{Duration, Instant},
 };
 
 use mio::{Events, Interest, Poll, Token, net::TcpStream};
 use nix::sys::socket::{MsgFlags, recv};
+use socket2::{Domain, Socket, Type};
 
+/// Where the first client is.
+const CLIENTS: Ipv4Addr = Ipv4Addr::new(127, 0, 2, 1);
 /// A head and a small body.
 const ROOM: usize = 64 << 10;
 /// Bytes that a client takes at once where it throws them away.
@@ -117,10 +120,15 @@ struct Client {
 
 impl Client {
     fn connect(load: &Load, poll: &Poll, number: usize) -> io::Result<Self> {
-        let stream = std::net::TcpStream::connect(load.server)?;
-        stream.set_nonblocking(true)?;
-        stream.set_nodelay(true)?;
-        let mut stream = TcpStream::from_std(stream);
+        // Each client has an address of its own, as machines do.
+        let from =
+            Ipv4Addr::from(u32::from(CLIENTS).saturating_add(u32::try_from(number).unwrap_or_default()));
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.bind(&SocketAddrV4::new(from, 0).into())?;
+        socket.connect(&load.server.into())?;
+        socket.set_nonblocking(true)?;
+        socket.set_tcp_nodelay(true)?;
+        let mut stream = TcpStream::from_std(socket.into());
         poll.registry().register(&mut stream, Token(number), Interest::READABLE)?;
         let request = format!("GET {} HTTP/1.1\r\nHost: {}\r\n\r\n", load.path, load.server).into_bytes();
         // Both fit: the socket's buffer is empty.

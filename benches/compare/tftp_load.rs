@@ -31,7 +31,7 @@ const SOCKET_BUFFER: usize = 1 << 20;
 pub(crate) struct Load {
     /// The server, at its port for requests.
     pub(crate) server: SocketAddrV4,
-    /// Where the clients are.
+    /// Where the first client is; each has an address of its own, as machines do.
     pub(crate) from: Ipv4Addr,
     /// The file's name.
     pub(crate) file: String,
@@ -113,11 +113,11 @@ impl<'a> Crowd<'a> {
     fn new(load: &'a Load) -> io::Result<Self> {
         let poll = Poll::new()?;
         let mut clients = Vec::with_capacity(load.clients);
-        for number in 0..load.clients {
+        for (number, from) in (0..load.clients).zip(u32::from(load.from)..) {
             let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
             socket.set_recv_buffer_size(SOCKET_BUFFER)?;
             socket.set_nonblocking(true)?;
-            socket.bind(&SocketAddrV4::new(load.from, 0).into())?;
+            socket.bind(&SocketAddrV4::new(Ipv4Addr::from(from), 0).into())?;
             let mut socket = UdpSocket::from_std(socket.into());
             poll.registry().register(&mut socket, Token(number), Interest::READABLE)?;
             let client = Client::new(socket);
