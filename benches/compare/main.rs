@@ -105,7 +105,7 @@ fn run(options: &Options) -> io::Result<()> {
     for failure in &results.failures {
         println!("{failure}");
     }
-    Ok(())
+    if results.failures.is_empty() { Ok(()) } else { Err(io::Error::other("not everything was measured")) }
 }
 
 #[derive(Debug, Default)]
