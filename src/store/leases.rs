@@ -7,9 +7,10 @@ use serde::Deserialize;
 use super::{Store, StoreError};
 use crate::{clock::Timestamp, machine::MacAddr};
 
-/// Of the record that DHCP keeps under `leases/<mac>`, what is read here.
+/// Of the records that DHCP keeps under `leases/<address>`, what is read here.
 #[derive(Debug, Deserialize)]
 struct Kept {
+    mac: MacAddr,
     address: Ipv4Addr,
     until: Timestamp,
 }
@@ -23,9 +24,10 @@ pub async fn address_of(
     mac: MacAddr,
     now: Timestamp,
 ) -> Result<Option<Ipv4Addr>, StoreError> {
-    let entry = store.get(&format!("leases/{mac}")).await?;
-    let kept = entry.and_then(|entry| serde_json::from_slice::<Kept>(&entry.value).ok());
-    Ok(kept.filter(|kept| now < kept.until).map(|kept| kept.address))
+    let entries = store.list("leases/").await?;
+    let kept = entries.iter().filter_map(|entry| serde_json::from_slice::<Kept>(&entry.value).ok());
+    let own = kept.filter(|kept| kept.mac == mac && now < kept.until);
+    Ok(own.max_by_key(|kept| kept.until).map(|kept| kept.address))
 }
 
 #[cfg(test)]
@@ -42,7 +44,7 @@ mod tests {
         let until = Timestamp::from_millis(1_000);
         let address = Ipv4Addr::new(10, 0, 0, 7);
         let lease = serde_json::json!({ "mac": mac, "address": address, "until": until });
-        let batch = Batch::new().put(format!("leases/{mac}"), lease.to_string());
+        let batch = Batch::new().put(format!("leases/{address}"), lease.to_string());
         store.commit(batch).now_or_never().unwrap().unwrap();
         let other = MacAddr::new([2, 0x16, 0x3e, 0, 0, 2]);
         for (mac, now, expected) in [(mac, 999, Some(address)), (mac, 1_000, None), (other, 0, None)] {

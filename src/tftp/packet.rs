@@ -127,7 +127,7 @@ impl Asked {
             let is = |name: &str| key.eq_ignore_ascii_case(name.as_bytes());
             if is("blksize") {
                 let size = decimal(value).filter(|size| *size >= BLOCK_SIZES.0);
-                asked.block_size = asked.block_size.or(size.map(|size| size.min(BLOCK_SIZES.1)));
+                asked.block_size = asked.block_size.or_else(|| size.map(|size| size.min(BLOCK_SIZES.1)));
             } else if is("windowsize") {
                 asked.window = asked.window.or_else(|| decimal(value).filter(|window| *window > 0));
             } else if is("timeout") {
@@ -264,7 +264,11 @@ mod tests {
             Packet::Read(request) => {
                 Some((String::from_utf8_lossy(request.file).into(), request.mode, request.asked))
             }
-            other => panic!("{other:?}"),
+            other @ (Packet::Write(_)
+            | Packet::Data
+            | Packet::Acknowledge(_)
+            | Packet::Error { .. }
+            | Packet::Options) => panic!("{other:?}"),
         }
     }
 

@@ -156,9 +156,8 @@ impl Wire {
                 }
                 Err(error) => return Err(error.into()),
             };
-            let info = message.cmsgs().ok().into_iter().flatten().find_map(|control| match control {
-                ControlMessageOwned::Ipv4PacketInfo(info) => Some(info),
-                _ => None, // not an enum of ours
+            let info = message.cmsgs().ok().into_iter().flatten().find_map(|control| {
+                if let ControlMessageOwned::Ipv4PacketInfo(info) = control { Some(info) } else { None }
             });
             let (peer, length) = (message.address.map(SocketAddrV4::from), message.bytes);
             let address = |raw: libc::in_addr| Ipv4Addr::from(u32::from_be(raw.s_addr));

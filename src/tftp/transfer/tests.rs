@@ -53,10 +53,10 @@ fn only_what_was_asked_for_is_granted_and_within_the_terms() {
     let all = Asked { block_size: Some(65_464), window: Some(65_535), timeout: Some(3), size: true };
     let terms = Terms { block_size: 65_464, ..TERMS };
     for (asked, terms, text) in [
-        (all, TERMS, "\0\u{6}tsize\09\0blksize\01468\0timeout\03\0windowsize\064\0"),
-        (all, terms, "\0\u{6}tsize\09\0blksize\065464\0timeout\03\0windowsize\02\0"),
-        (Asked { timeout: Some(11), size: true, ..Asked::default() }, TERMS, "\0\u{6}tsize\09\0"),
-        (Asked { window: Some(7), ..Asked::default() }, TERMS, "\0\u{6}windowsize\07\0"),
+        (all, TERMS, "\0\u{6}tsize\u{0}9\0blksize\u{0}1468\0timeout\u{0}3\0windowsize\u{0}64\0"),
+        (all, terms, "\0\u{6}tsize\u{0}9\0blksize\u{0}65464\0timeout\u{0}3\0windowsize\u{0}2\0"),
+        (Asked { timeout: Some(11), size: true, ..Asked::default() }, TERMS, "\0\u{6}tsize\u{0}9\0"),
+        (Asked { window: Some(7), ..Asked::default() }, TERMS, "\0\u{6}windowsize\u{0}7\0"),
     ] {
         let (transfer, _) = Transfer::begin(&asked, &terms, 9, ms(0));
         assert_eq!(String::from_utf8(transfer.granted().packet()).unwrap(), text);

@@ -34,6 +34,9 @@ const LONG: Duration = Duration::from_secs(20);
 /// The bound of the acceptance criterion; each transfer takes seconds.
 const TRANSFER_LIMIT: Duration = Duration::from_secs(60);
 
+/// A file's name, and the options to ask it with.
+type Wish = (&'static [u8], &'static [(&'static str, &'static str)]);
+
 /// 200 transfers over a network that loses, doubles and reorders five of a hundred datagrams each way.
 pub(super) async fn a_bad_network_spoils_no_transfer(engine: TftpEngine) {
     let rig = Rig::with(engine, |config| config.transfers_per_client = 512);
@@ -41,7 +44,7 @@ pub(super) async fn a_bad_network_spoils_no_transfer(engine: TftpEngine) {
     rig.write("small", &small);
     let chaos = Chaos { lost: 5, doubled: 5, delayed: 5 };
     let proxy = Proxy::before(rig.servers[0], 7, chaos).await;
-    let wishes: [(&[u8], &[(&str, &str)]); 5] = [
+    let wishes: [Wish; 5] = [
         (b"small", &[]),
         (b"small", &[("blksize", "1468"), ("tsize", "0")]),
         (b"undionly.kpxe", &[("blksize", "1468"), ("windowsize", "8")]),

@@ -4,7 +4,7 @@
 //! transfers apart.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     net::SocketAddr,
     sync::{Arc, Mutex},
     time::Duration,
@@ -123,12 +123,15 @@ async fn serve(
             },
             received = upstream.recv_from(&mut packet) => {
                 let Ok((length, from)) = received else { continue };
-                if !ports.contains_key(&from) {
-                    let port = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
-                    back.spawn(answers(Arc::clone(&port), Arc::clone(&upstream), from, fate.clone()));
-                    ports.insert(from, port);
-                }
-                fate.forward(&ports[&from], &packet[..length], client).await;
+                let port = match ports.entry(from) {
+                    Entry::Occupied(known) => known.into_mut(),
+                    Entry::Vacant(new) => {
+                        let port = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+                        back.spawn(answers(Arc::clone(&port), Arc::clone(&upstream), from, fate.clone()));
+                        new.insert(port)
+                    }
+                };
+                fate.forward(port, &packet[..length], client).await;
             }
         }
     }
