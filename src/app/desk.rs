@@ -32,7 +32,7 @@ use crate::{
         job::{Batch, NewJob, Options},
         reason::Reason,
     },
-    xen::{CallError, api::Api, records::VmRecord},
+    xen::{CallError, Class, api::Api, records::VmRecord},
 };
 
 /// VMs that are looked at or ordered at once.
@@ -228,7 +228,8 @@ impl Desk {
     async fn look(&self, line: OrderLine, new: &NewJob) -> (OrderLine, Option<Wish>) {
         let preview = match self.executor.preview(new.clone()).await {
             Ok(Ok(preview)) => preview,
-            Ok(Err(error)) if error.failure().is_none() => {
+            // Nothing was learnt of the VM: the job looks itself, and waits for the pool.
+            Ok(Err(error)) if says_nothing(&error) => {
                 let line = OrderLine { outcome: Outcome::Unknown, detail: error.to_string(), ..line };
                 return (line, None);
             }
@@ -383,6 +384,14 @@ struct Asked<'a> {
     asked_by: &'a str,
     batch: Option<Batch>,
     deed: Deed,
+}
+
+/// An error by which the pool says nothing about the VM: it is away, busy, or another one is its coordinator now.
+fn says_nothing(error: &CallError) -> bool {
+    match error.class() {
+        Class::Retry | Class::SlowRetry | Class::Relogin | Class::Redirect => true,
+        Class::Permanent | Class::Observe => error.failure().is_none(),
+    }
 }
 
 fn blank(vm: &Candidate) -> OrderLine {

@@ -5,7 +5,11 @@ use bootflip::{
         job::{Evidence, State},
         reason::Reason,
     },
-    sim::guest::{GuestPlan, Mishap, Stage},
+    sim::{
+        faults::{Fault, FaultKind, Trigger},
+        guest::{GuestPlan, Mishap, Stage},
+    },
+    xen::Failure,
 };
 
 use crate::common::site::{Plan, Site, quick, vm};
@@ -68,4 +72,26 @@ async fn a_vm_may_stay_hvm_and_boot_from_its_disk() {
     assert_eq!(after.claim, None);
     let job = site.run(&["jobs", "show", "web", "--json"]).await.ended(0).json();
     assert_eq!(job["evidence"], "hvm");
+}
+
+/// The demo's seed 7 once lost two of eight VMs so: their sessions ended while they were looked at.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_is_taken_while_sessions_end_and_the_pool_is_busy() {
+    let busy = || FaultKind::Fail(Failure::new("HOST_STILL_BOOTING", &[]));
+    for (method, kind) in [
+        ("VM.get_by_uuid", FaultKind::ExpireSessions),
+        ("VBD.get_record", FaultKind::ExpireSessions),
+        ("VM.get_possible_hosts", FaultKind::ExpireSessions),
+        ("VBD.get_record", busy()),
+    ] {
+        let mut site = Site::new(Plan::of(vec![vm("web-1", 1), vm("web-2", 2), vm("web-3", 3)]));
+        site.serve().await;
+        site.sim.add_fault(Fault { name: method.into(), when: Trigger::first(method), kind });
+        let order = ["deploy", "name~web-*", "-p", "mini", "--yes", "--json"];
+        let answer = site.run(&order).await.ended(0).json();
+        let outcomes: Vec<&str> =
+            answer["vms"].as_array().unwrap().iter().map(|vm| vm["outcome"].as_str().unwrap()).collect();
+        assert_eq!(outcomes, ["created"; 3], "{method}: {answer}");
+        assert_eq!(site.sim.tally()[0].fired, 1, "{method} is asked while an order is taken");
+    }
 }
