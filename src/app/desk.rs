@@ -13,7 +13,7 @@ use super::{
     machines::{self, VmView},
     orders::{Health, Order, OrderAnswer, OrderLine, Outcome, PoolAway, RenderOrder},
     planning,
-    preview::{self, PreviewError, machine_config, profile_for},
+    preview::{self, PreviewError, Wanted, machine_config, profile_for},
     selection::{Candidate, Selection, resolve},
     views::{self, JobView},
 };
@@ -277,7 +277,7 @@ impl Desk {
             pool: vm.pool.clone(),
             vm_uuid: vm.uuid.clone(),
             vm_name: vm.name.clone(),
-            variables: preview::variables(&profile, machine),
+            variables: preview::variables(&self.config, &profile, vm),
             profile,
             deadlines: self.config.deadlines.clone(),
             options: Options {
@@ -337,8 +337,8 @@ impl Desk {
         let (pool, vm) = self.find(&order.vm).await?;
         let profile = profile_for(&self.config, order.profile.as_deref(), &vm.uuid, &vm.name_label)?;
         let api = self.apis.get(&pool).ok_or_else(|| OperationError::NoSuchPool(pool.clone()))?;
-        let what = (&vm, profile, order.kind);
-        Ok(preview::render(&self.config, &self.templates, self.urls.as_ref(), api, what).await?)
+        let wanted = Wanted { vm: &vm, pool: &pool, profile, order };
+        Ok(preview::render(&self.config, &self.templates, self.urls.as_ref(), api, wanted).await?)
     }
 
     async fn find(&self, name: &str) -> Result<(String, VmRecord), DeskError> {

@@ -65,7 +65,7 @@ impl Serving for Offer {
 
 /// What is wrong with the files of a network boot, beneath `root`.
 pub fn boot_file_problems<'a>(root: &'a Path, boot: &'a BootFiles) -> impl Iterator<Item = String> + 'a {
-    let files = std::iter::once(&boot.kernel).chain(&boot.initrd);
+    let files = std::iter::once(&boot.kernel).chain(&boot.initrd).chain(&boot.files);
     files.filter_map(move |file| file_problem(root, file))
 }
 

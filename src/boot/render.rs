@@ -16,6 +16,7 @@ use std::{
     error::Error as _,
     fmt,
     io::{self, Write},
+    net::SocketAddrV4,
 };
 
 use minijinja::{
@@ -24,7 +25,7 @@ use minijinja::{
 use serde::Serialize;
 
 use super::Armed;
-use crate::{config::BootFiles, machine::MacAddr};
+use crate::machine::MacAddr;
 
 use self::{lint::Dialect, scripts::Sources};
 
@@ -44,22 +45,38 @@ const REPORT_SCRIPT: &str = "report.sh.j2";
 /// The template of the iPXE script, where somebody wrote one.
 pub const SCRIPT: &str = "script.ipxe.j2";
 /// The templates that the program brings along, by name.
-const EMBEDDED: [(&str, &str); 3] = [
+const EMBEDDED: [(&str, &str); 12] = [
     ("preseed.j2", include_str!("../../config/templates/preseed.j2")),
-    (REPORT_SCRIPT, include_str!("../../config/templates/report.sh.j2")),
+    ("user-data.j2", include_str!("../../config/templates/user-data.j2")),
+    ("meta-data.j2", include_str!("../../config/templates/meta-data.j2")),
+    ("vendor-data.j2", include_str!("../../config/templates/vendor-data.j2")),
+    ("kickstart.j2", include_str!("../../config/templates/kickstart.j2")),
     ("mini.j2", include_str!("../../config/templates/mini.j2")),
+    ("macros.j2", include_str!("../../config/templates/macros.j2")),
+    ("disk.sh.j2", include_str!("../../config/templates/disk.sh.j2")),
+    ("late.sh.j2", include_str!("../../config/templates/late.sh.j2")),
+    ("target.sh.j2", include_str!("../../config/templates/target.sh.j2")),
+    ("booted.sh.j2", include_str!("../../config/templates/booted.sh.j2")),
+    (REPORT_SCRIPT, include_str!("../../config/templates/report.sh.j2")),
 ];
 
 /// The boot URLs of one server, from its `public_url`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Urls {
     base: String,
+    log: Option<SocketAddrV4>,
 }
 
 impl Urls {
     /// URLs under this base, such as `http://10.0.0.2:8080`.
     pub fn new(public_url: &str) -> Self {
-        Self { base: public_url.trim_end_matches('/').to_owned() }
+        Self { base: public_url.trim_end_matches('/').to_owned(), log: None }
+    }
+
+    /// The same, with where installers may send their log.
+    #[must_use]
+    pub fn with_log(self, log: Option<SocketAddrV4>) -> Self {
+        Self { log, ..self }
     }
 
     /// The base itself.
@@ -85,8 +102,13 @@ impl Urls {
 
     /// The answer file; `None`: the profile has none.
     pub fn answer(&self, armed: &Armed) -> Option<String> {
-        let name = answer_name(&armed.files)?;
-        Some(format!("{}/a/{}/{}", self.base, armed.render.expose(), encode_path(name)))
+        let first = armed.files.answers().next()?;
+        Some(self.seed(armed) + &encode_path(first.name))
+    }
+
+    /// What all answer files are below of; ends with a slash, as cloud-init wants its seed.
+    pub fn seed(&self, armed: &Armed) -> String {
+        format!("{}/a/{}/", self.base, armed.render.expose())
     }
 
     /// Where stages are posted, as `<this>/<stage>`.
@@ -98,13 +120,6 @@ impl Urls {
     pub fn booted(&self, armed: &Armed) -> String {
         format!("{}/r/{}/booted", self.base, armed.booted.expose())
     }
-}
-
-/// The file name of the answer file in its URL: the template's name without `.j2`.
-pub fn answer_name(files: &BootFiles) -> Option<&str> {
-    let template = files.answer.as_deref()?;
-    let name = template.rsplit('/').next().unwrap_or(template);
-    Some(name.strip_suffix(".j2").unwrap_or(name))
 }
 
 /// Why something cannot be rendered.
@@ -167,12 +182,26 @@ impl Templates {
         self.sources.get(name).map(String::as_str)
     }
 
-    /// The answer file; `Ok(None)`: the profile has none.
+    /// The answer file whose fetch counts; `Ok(None)`: the profile has none.
     pub fn render_answer(&self, armed: &Armed, urls: &Urls) -> Result<Option<String>, RenderError> {
-        let Some(name) = armed.files.answer.as_deref() else { return Ok(None) };
+        armed.files.answers().next().map(|file| self.answer_of(file.template, armed, urls)).transpose()
+    }
+
+    /// The answer file that is served as `name`; `Ok(None)`: the profile has none of this name.
+    pub fn render_answer_named(
+        &self,
+        armed: &Armed,
+        urls: &Urls,
+        name: &str,
+    ) -> Result<Option<String>, RenderError> {
+        let found = armed.files.answers().find(|file| file.name == name);
+        found.map(|file| self.answer_of(file.template, armed, urls)).transpose()
+    }
+
+    fn answer_of(&self, template: &str, armed: &Armed, urls: &Urls) -> Result<String, RenderError> {
         let mut facts = Facts::of(armed, urls);
         facts.report_script = Some(self.render_named(REPORT_SCRIPT, armed, &facts)?);
-        self.render_named(name, armed, &facts).map(Some)
+        self.render_named(template, armed, &facts)
     }
 
     fn render_named(&self, name: &str, armed: &Armed, facts: &Facts<'_>) -> Result<String, RenderError> {
@@ -241,7 +270,7 @@ impl Templates {
             );
         }
         errors.extend(self.pxelinux_config(sample, urls).err().filter(|error| !errors.contains(error)));
-        errors.extend(self.render_answer(sample, urls).err());
+        errors.extend(sample.files.answers().filter_map(|file| self.answer_of(file.template, sample, urls).err()));
         errors
     }
 
@@ -283,7 +312,10 @@ struct Facts<'a> {
     vars: &'a BTreeMap<String, serde_json::Value>,
     profile: &'a str,
     server: ServerFacts<'a>,
+    log: Option<LogFacts>,
     answer_url: Option<String>,
+    seed_url: String,
+    file_urls: Vec<String>,
     report_url: String,
     booted_url: String,
     /// The shell script that posts a stage (`report.sh.j2`), rendered; only in answer files.
@@ -318,6 +350,13 @@ struct DiskFacts<'a> {
     size: u64,
 }
 
+/// Our syslog receiver.
+#[derive(Serialize)]
+struct LogFacts {
+    host: String,
+    port: u16,
+}
+
 #[derive(Serialize)]
 struct ServerFacts<'a> {
     url: &'a str,
@@ -337,7 +376,10 @@ impl<'a> Facts<'a> {
             vars: &armed.variables,
             profile: &armed.profile,
             server: ServerFacts { url: urls.base() },
+            log: urls.log.map(|log| LogFacts { host: log.ip().to_string(), port: log.port() }),
             answer_url: urls.answer(armed),
+            seed_url: urls.seed(armed),
+            file_urls: armed.files.files.iter().map(|file| urls.file(armed, file)).collect(),
             report_url: urls.report(armed),
             booted_url: urls.booted(armed),
             report_script: None,

@@ -93,6 +93,8 @@ fn armed(attempt: u32, phase: ArmPhase) -> Arc<Armed> {
             args: "bootflip.answer={{ answer_url }}".into(),
             answer: Some("mini.j2".into()),
             fetch: bootflip::config::Fetch::Http,
+            seed: Vec::new(),
+            files: Vec::new(),
         },
         profile: "mini".into(),
         variables: BTreeMap::new(),

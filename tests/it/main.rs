@@ -32,6 +32,7 @@ mod simpool;
 mod simserver;
 mod stale;
 mod store;
+mod templates;
 mod tftp;
 mod tidy;
 mod walks;
