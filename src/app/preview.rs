@@ -19,6 +19,7 @@ use crate::{
         CallError,
         api::Api,
         records::{VmRecord, is_null},
+        version::XenVersion,
     },
 };
 
@@ -136,7 +137,8 @@ pub async fn render(
     };
     let disk_wanted = machine.and_then(|machine| machine.disk.as_ref()).or(profile.disk.as_ref());
     let disk = disk(api, vm, disk_wanted.map(String::as_str)).await?;
-    let target = Target { name: &vm.name_label, uuid: &vm.uuid, mac, disk };
+    let xen = XenVersion::lowest(&api.hosts().await?);
+    let target = Target { name: &vm.name_label, uuid: &vm.uuid, mac, disk, xen };
     let mut variables = variables(config, profile, &Candidate::of(pool, vm));
     if let Some(declared) = config.declared.get(&profile.name).filter(|_| !order.secrets) {
         variables = shown(declared, &variables);
@@ -200,7 +202,7 @@ pub fn own_script(
     let files = profile.boot.clone().filter(|_| templates.names().any(|name| name == SCRIPT))?;
     let disk = Some(("0".to_owned(), 1 << 34));
     let uuid = uuid::Uuid::nil().to_string();
-    let target = Target { name: "example", uuid: &uuid, mac: EXAMPLE, disk };
+    let target = Target { name: "example", uuid: &uuid, mac: EXAMPLE, disk, xen: None };
     let machine = config.machines.values().find(|machine| machine.profile.as_deref() == Some(&profile.name));
     let mut variables = profile.variables.clone();
     variables.extend(machine.map(|machine| machine.variables.clone()).unwrap_or_default());
@@ -217,6 +219,7 @@ struct Target<'a> {
     uuid: &'a str,
     mac: MacAddr,
     disk: Option<(String, u64)>,
+    xen: Option<XenVersion>,
 }
 
 /// An attempt with tokens that open nothing.
@@ -241,6 +244,7 @@ fn sample(
         profile: profile.name.clone(),
         variables,
         disk: target.disk,
+        xen: target.xen,
         phase: ArmPhase::Booting,
     }
 }

@@ -44,6 +44,8 @@ const ARGUMENTS_LIMIT: usize = 2047;
 const REPORT_SCRIPT: &str = "report.sh.j2";
 /// The template of the iPXE script, where somebody wrote one.
 pub const SCRIPT: &str = "script.ipxe.j2";
+/// Readies a system for pygrub, and tells whether it is ready (`docs/pv-readiness.md`).
+pub const PV_READY_SCRIPT: &str = include_str!("../../config/guest/pv-ready.sh");
 /// The templates that the program brings along, by name.
 const EMBEDDED: [(&str, &str); 12] = [
     ("preseed.j2", include_str!("../../config/templates/preseed.j2")),
@@ -200,6 +202,7 @@ impl Templates {
 
     fn answer_of(&self, template: &str, armed: &Armed, urls: &Urls) -> Result<String, RenderError> {
         let mut facts = Facts::of(armed, urls);
+        facts.pv_ready_script = Some(PV_READY_SCRIPT);
         facts.report_script = Some(self.render_named(REPORT_SCRIPT, armed, &facts)?);
         self.render_named(template, armed, &facts)
     }
@@ -311,6 +314,7 @@ struct Facts<'a> {
     disk: Option<DiskFacts<'a>>,
     vars: &'a BTreeMap<String, serde_json::Value>,
     profile: &'a str,
+    pool: PoolFacts,
     server: ServerFacts<'a>,
     log: Option<LogFacts>,
     answer_url: Option<String>,
@@ -320,6 +324,8 @@ struct Facts<'a> {
     booted_url: String,
     /// The shell script that posts a stage (`report.sh.j2`), rendered; only in answer files.
     report_script: Option<String>,
+    /// The script that readies the installed system for pygrub; only in answer files.
+    pv_ready_script: Option<&'static str>,
     /// Only in [`SCRIPT`].
     #[serde(skip_serializing_if = "Option::is_none")]
     boot: Option<ScriptFacts>,
@@ -357,6 +363,12 @@ struct LogFacts {
     port: u16,
 }
 
+/// `xen` is such as `4.13`; empty: not known.
+#[derive(Serialize)]
+struct PoolFacts {
+    xen: String,
+}
+
 #[derive(Serialize)]
 struct ServerFacts<'a> {
     url: &'a str,
@@ -375,6 +387,7 @@ impl<'a> Facts<'a> {
             disk,
             vars: &armed.variables,
             profile: &armed.profile,
+            pool: PoolFacts { xen: armed.xen.map(|xen| xen.to_string()).unwrap_or_default() },
             server: ServerFacts { url: urls.base() },
             log: urls.log.map(|log| LogFacts { host: log.ip().to_string(), port: log.port() }),
             answer_url: urls.answer(armed),
@@ -383,6 +396,7 @@ impl<'a> Facts<'a> {
             report_url: urls.report(armed),
             booted_url: urls.booted(armed),
             report_script: None,
+            pv_ready_script: None,
             boot: None,
         }
     }

@@ -18,6 +18,7 @@ use bootflip::{
     },
     config::{Config, Surroundings, load_in},
     secret::{TokenKey, TokenUse},
+    xen::version::XenVersion,
 };
 use serde_json::Value;
 
@@ -64,6 +65,7 @@ impl Served {
             profile: profile.name,
             variables: profile.variables,
             disk: Some(("1".into(), 10 << 30)),
+            xen: Some(XenVersion::new(4, 13)),
             phase: ArmPhase::Booting,
         };
         let urls = Urls::new("http://10.1.0.2:8080").with_log(Some("10.1.0.2:514".parse().unwrap()));

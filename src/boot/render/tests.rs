@@ -9,6 +9,7 @@ use crate::{
     boot::ArmPhase,
     config::{BootFiles, shipped::declarations, variables::defaults},
     secret::{TokenKey, TokenUse},
+    xen::version::XenVersion,
 };
 
 const MAC: MacAddr = MacAddr::new([2, 0x16, 0x3e, 0, 0, 0x0a]);
@@ -36,6 +37,7 @@ fn armed(args: &str, answer: Option<&str>) -> Armed {
         profile: "ubuntu".into(),
         variables: variables(answer),
         disk: Some(("1".into(), 10 << 30)),
+        xen: Some(XenVersion::new(4, 13)),
         phase: ArmPhase::Booting,
     }
 }
