@@ -223,12 +223,7 @@ struct Target<'a> {
 }
 
 /// An attempt with tokens that open nothing.
-fn sample(
-    profile: &Profile,
-    files: BootFiles,
-    variables: Variables,
-    target: Target<'_>,
-) -> Armed {
+fn sample(profile: &Profile, files: BootFiles, variables: Variables, target: Target<'_>) -> Armed {
     let key = TokenKey::new([0; 32]);
     let token = |usage| key.token("preview", 0, usage);
     Armed {

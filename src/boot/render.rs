@@ -3,8 +3,10 @@
 //! Invariant: a rendering ends within [`FUEL`] steps and [`OUTPUT_LIMIT`] bytes, reads no file, and its errors name
 //! the template, the line and the expression, but no value (variables hold password hashes). Templates that use a
 //! variable which is not set fail; `check_all` finds that before a VM is touched. `scripts` holds the fixed
-//! dialects of the boot loaders, `filters` what templates may call, `lint` what a firmware understands.
+//! dialects of the boot loaders, `filters` what templates may call, `lint` what a firmware understands, `check` what can be
+//! said of a template without a machine.
 
+pub mod check;
 mod filters;
 pub mod lint;
 mod scripts;
@@ -174,6 +176,11 @@ impl Templates {
         if errors.is_empty() { Ok(Self { environment, sources }) } else { Err(errors) }
     }
 
+    /// Whether the program brings a template of this name along.
+    pub fn is_embedded(name: &str) -> bool {
+        EMBEDDED.iter().any(|(known, _)| *known == name)
+    }
+
     /// The names of all templates.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.sources.keys().map(String::as_str)
@@ -273,7 +280,9 @@ impl Templates {
             );
         }
         errors.extend(self.pxelinux_config(sample, urls).err().filter(|error| !errors.contains(error)));
-        errors.extend(sample.files.answers().filter_map(|file| self.answer_of(file.template, sample, urls).err()));
+        errors.extend(
+            sample.files.answers().filter_map(|file| self.answer_of(file.template, sample, urls).err()),
+        );
         errors
     }
 

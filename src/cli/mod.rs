@@ -20,6 +20,7 @@ mod selectors;
 mod serve;
 mod simulate;
 mod table;
+mod template;
 mod vm;
 
 use std::{
@@ -72,6 +73,9 @@ enum Command {
     Restore(restore::RestoreArgs),
     /// Show what a machine would be served.
     Render(render::RenderArgs),
+    /// Look at templates: list, show, or look for what is wrong with them.
+    #[command(subcommand)]
+    Template(template::TemplateCommand),
     /// Bring boot loaders from the distribution's packages into tftp.root, and check them.
     #[command(subcommand)]
     Loaders(loaders::LoadersCommand),
@@ -187,6 +191,7 @@ async fn run(cli: Cli) -> Answer {
         Command::Jobs(args) => jobs::run(&args, &config).await,
         Command::Restore(args) => restore::run(&args, &config).await,
         Command::Render(args) => render::run(&args, &config).await,
+        Command::Template(command) => template::run(&command, &config),
         Command::Loaders(command) => loaders::run(&command, &config).await,
         Command::Demo(args) => match demo::run(&args).await {
             Ok(demo::Played::Well) => Ok(Ended::Done),

@@ -96,13 +96,10 @@ impl Parsed {
     }
 
     /// Checks everything. `file` is named in problems, and relative paths count from its folder.
-    pub(super) fn check(
-        self,
-        file: &Path,
-        files: &FilesRead,
-    ) -> Result<Config, Problems> {
+    pub(super) fn check(self, file: &Path, files: &FilesRead) -> Result<Config, Problems> {
         let folder = file.parent().unwrap_or_else(|| Path::new(""));
-        let mut checker = Checker { folder, files, declared: BTreeMap::new(), open: BTreeSet::new(), notes: self.notes };
+        let mut checker =
+            Checker { folder, files, declared: BTreeMap::new(), open: BTreeSet::new(), notes: self.notes };
         let config = checker.config(&self.raw);
         checker.notes.verdict(file.to_owned(), config)
     }

@@ -71,7 +71,8 @@ pub fn load_in(path: &Path, surroundings: &Surroundings) -> Result<Config, Probl
 
 /// What a variable's file holds.
 fn text_file(path: &Path) -> Result<TextRead, (String, String)> {
-    let read = std::fs::metadata(path).and_then(|meta| Ok((meta.permissions().mode(), read(path, TEXT_LIMIT)?)));
+    let read =
+        std::fs::metadata(path).and_then(|meta| Ok((meta.permissions().mode(), read(path, TEXT_LIMIT)?)));
     let (mode, text) = read.map_err(|error| {
         let remedy = "let this user read it, or write the value here".to_owned();
         (format!("cannot read {}: {error}", path.display()), remedy)

@@ -20,6 +20,7 @@ use crate::{machine::MacAddr, secret::Secret, tftp::transfer::Rollover};
 use self::variables::{Declarations, VariableKind, Variables};
 pub use load::{Surroundings, load, load_in};
 pub use problem::{Problem, Problems, problems_report};
+pub(crate) use read::nearest;
 
 /// A checked configuration.
 #[derive(Debug, Clone)]

@@ -113,7 +113,7 @@ impl<'a> Reader<'a> {
 }
 
 /// What was meant by a name that nobody knows: the nearest known one, or all of them.
-pub(super) fn nearest(name: &str, known: &[&str]) -> String {
+pub(crate) fn nearest(name: &str, known: &[&str]) -> String {
     match known.iter().map(|known| (distance(name, known), *known)).min() {
         Some((0..=2, known)) => format!("did you mean `{known}`?"),
         Some(_) | None => format!("known here: {}", known.join(", ")),

@@ -32,7 +32,11 @@ pub fn declarations(name: &str) -> Declarations {
     let mut notes = Notes::default();
     let raw = read(name, &Spot::default(), &mut notes);
     raw.and_then(|raw| raw.variable).map_or_else(Declarations::new, |declared| {
-        declared.value.into_iter().filter_map(|(name, variable)| Some((name, declaration(&variable.value)?))).collect()
+        declared
+            .value
+            .into_iter()
+            .filter_map(|(name, variable)| Some((name, declaration(&variable.value)?)))
+            .collect()
     })
 }
 
@@ -69,7 +73,11 @@ pub(super) fn lay_under(raw: &mut RawConfig, notes: &mut Notes) {
             None => {
                 let names: Vec<&str> = names().collect();
                 let remedy = format!("write one of: {}", names.join(", "));
-                notes.wrong(&base.spot, format!("{:?} is not a profile that bootflip brings along", base.value), remedy);
+                notes.wrong(
+                    &base.spot,
+                    format!("{:?} is not a profile that bootflip brings along", base.value),
+                    remedy,
+                );
             }
         }
     }

@@ -74,7 +74,9 @@ impl VariableKind {
             Self::Boolean => "true",
             Self::List => "[\"…\", \"…\"]",
             Self::Address => "\"10.0.0.2\"",
-            Self::Users => "{ alice = { password_hash = { file = \"alice.hash\" }, ssh_keys = [\"…\"], sudo = true } }",
+            Self::Users => {
+                "{ alice = { password_hash = { file = \"alice.hash\" }, ssh_keys = [\"…\"], sudo = true } }"
+            }
         }
     }
 
@@ -117,7 +119,9 @@ fn account(name: &str, user: &Value) -> Result<Value, String> {
     let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-".contains(&byte);
     let begins = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_');
     if !begins || name.len() > ACCOUNT_LIMIT || !name.bytes().all(fits) || name == "root" {
-        return Err("has a name that is none of an account: lower-case letters, digits, `_` and `-`, not root".into());
+        return Err(
+            "has a name that is none of an account: lower-case letters, digits, `_` and `-`, not root".into(),
+        );
     }
     let Value::Object(user) = user else { return Err(format!("has {name}, which is not a table")) };
     let (mut hash, mut keys, mut groups, mut sudo) = (json!("!"), json!([]), json!([]), json!(false));
@@ -133,7 +137,9 @@ fn account(name: &str, user: &Value) -> Result<Value, String> {
                 ));
             }
         };
-        *place = kind.admit(value).map_err(|_| format!("has {name}.{key}, which is not of the kind `{}`", kind.label()))?;
+        *place = kind
+            .admit(value)
+            .map_err(|_| format!("has {name}.{key}, which is not of the kind `{}`", kind.label()))?;
     }
     Ok(json!({ "password_hash": hash, "ssh_keys": keys, "groups": groups, "sudo": sudo }))
 }

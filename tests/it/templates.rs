@@ -26,6 +26,11 @@ use crate::common::{programs::skip, site::write_secret};
 
 const BASE: &str = r#"[server]
 name = "a"
+[pool.main]
+url = "https://10.0.0.10"
+user = "bootflip"
+password_file = "root.hash"
+tls = "insecure"
 [http]
 listen = "10.1.0.2:8080"
 "#;
@@ -34,7 +39,8 @@ listen = "10.1.0.2:8080"
 pub(crate) fn config(more: &str) -> Config {
     let folder = tempfile::tempdir().unwrap();
     write_secret(&folder.path().join("root.hash"), "$6$salt$hash\n");
-    std::fs::write(folder.path().join("keys.pub"), "# mine\nssh-ed25519 AAAA it's me\n\nssh-rsa BBBB you\n").unwrap();
+    std::fs::write(folder.path().join("keys.pub"), "# mine\nssh-ed25519 AAAA it's me\n\nssh-rsa BBBB you\n")
+        .unwrap();
     let file = folder.path().join("bootflip.toml");
     std::fs::write(&file, format!("{BASE}{more}")).unwrap();
     load_in(&file, &Surroundings::default()).unwrap_or_else(|problems| panic!("{problems}"))

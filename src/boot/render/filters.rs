@@ -11,8 +11,18 @@ use minijinja::{Environment, Error, ErrorKind, Value, value::ValueKind};
 pub(super) const OURS: &str = "bootflip: ";
 
 /// The filters after which a value may stand in a file, by name.
-pub(super) const ESCAPES: [&str; 11] = [
-    "shquote", "preseed_line", "yaml", "tojson", "kickstart", "kickstart_line", "karg", "ipxe", "hostname", "prefix",
+pub(super) const ESCAPES: [&str; 12] = [
+    "shquote",
+    "preseed_line",
+    "yaml",
+    "tojson",
+    "kickstart",
+    "kickstart_line",
+    "karg",
+    "kargs",
+    "ipxe",
+    "hostname",
+    "prefix",
     "length",
 ];
 
@@ -28,6 +38,7 @@ pub(super) fn add(environment: &mut Environment<'static>) {
     environment.add_filter("kickstart", kickstart);
     environment.add_filter("kickstart_line", kickstart_line);
     environment.add_filter("karg", karg);
+    environment.add_filter("kargs", kargs);
     environment.add_filter("ipxe", ipxe);
     environment.add_filter("hostname", hostname);
     environment.add_filter("prefix", prefix);
@@ -159,10 +170,14 @@ fn kickstart(value: &Value) -> Result<String, Error> {
 fn kickstart_line(value: &Value) -> Result<String, Error> {
     let text = text(value)?;
     if text.chars().any(ends_line) {
-        return Err(refuse("a line break or control character cannot stand in a line of a kickstart section"));
+        return Err(refuse(
+            "a line break or control character cannot stand in a line of a kickstart section",
+        ));
     }
     if text.trim() != text || text.is_empty() || text.starts_with(['%', '-']) || text.contains('#') {
-        return Err(refuse("a line of a kickstart section is not empty, has no blank at its ends and no `#`, and does not begin with `%` or `-`"));
+        return Err(refuse(
+            "a line of a kickstart section is not empty, has no blank at its ends and no `#`, and does not begin with `%` or `-`",
+        ));
     }
     Ok(text)
 }
@@ -172,12 +187,25 @@ fn kickstart_line(value: &Value) -> Result<String, Error> {
 fn karg(value: &Value) -> Result<String, Error> {
     let text = text(value)?;
     if text.chars().any(char::is_control) || text.bytes().any(|byte| byte == 0xa0) {
-        return Err(refuse("a control character or a letter with the byte A0 cannot stand in a kernel argument"));
+        return Err(refuse(
+            "a control character or a letter with the byte A0 cannot stand in a kernel argument",
+        ));
     }
     if text.contains('"') {
         return Err(refuse("a double quote cannot stand in a kernel argument"));
     }
     Ok(if text.contains(' ') { format!("\"{text}\"") } else { text })
+}
+
+/// Any number of kernel arguments, as somebody wrote them for a kernel.
+fn kargs(value: &Value) -> Result<String, Error> {
+    let text = text(value)?;
+    if text.chars().any(char::is_control) || !text.matches('"').count().is_multiple_of(2) {
+        return Err(refuse(
+            "a control character or a double quote without its end cannot stand in kernel arguments",
+        ));
+    }
+    Ok(text)
 }
 
 /// One word of an iPXE command: iPXE has no quotes.
@@ -188,7 +216,9 @@ fn ipxe(value: &Value) -> Result<String, Error> {
         return Err(refuse("a word of an iPXE script is not empty and has no blank or control character"));
     }
     if text.contains("${") || text.starts_with('#') || matches!(text.as_str(), "||" | "&&") {
-        return Err(refuse("this means something to iPXE: `${`, `#`, `||` and `&&` cannot stand in its words"));
+        return Err(refuse(
+            "this means something to iPXE: `${`, `#`, `||` and `&&` cannot stand in its words",
+        ));
     }
     Ok(text)
 }
@@ -204,7 +234,9 @@ fn hostname(value: &Value) -> Result<String, Error> {
             && !label.ends_with('-')
     };
     if text.len() > HOST_LIMIT || !text.split('.').all(label) {
-        return Err(refuse("this is not a name that a host can have: letters, digits and `-`; set the variable `hostname`"));
+        return Err(refuse(
+            "this is not a name that a host can have: letters, digits and `-`; set the variable `hostname`",
+        ));
     }
     Ok(text)
 }

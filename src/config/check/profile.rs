@@ -56,8 +56,7 @@ impl Checker<'_> {
                 raw.fetch.as_ref().map(|fetch| &fetch.spot),
             ];
             if let Some(spot) = needs.into_iter().flatten().next() {
-                let remedy =
-                    "add kernel, or remove initrd, files, args, answer and fetch where another server does the boot";
+                let remedy = "add kernel, or remove initrd, files, args, answer and fetch where another server does the boot";
                 self.notes.absent(&Spot { line: spot.line, ..profile.child("kernel") }, "is missing", remedy);
             }
             return None;
@@ -100,8 +99,10 @@ impl Checker<'_> {
         let mut names: Vec<&str> = Vec::new();
         for answer in &written.value.0 {
             let file = AnswerFile::of(&answer.value);
-            self.name(file.name, &answer.spot);
             self.name(file.template, &answer.spot);
+            if answer.value.contains('=') {
+                self.name(file.name, &answer.spot);
+            }
             if names.contains(&file.name) {
                 let message = format!("another answer file is served as {:?} too", file.name);
                 self.notes.wrong(&answer.spot, message, "write NAME=TEMPLATE to serve it under another name");

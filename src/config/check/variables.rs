@@ -42,7 +42,8 @@ impl Checker<'_> {
                 return (name.clone(), shipped.collect());
             }
             let written = profile.value.variable.iter().flat_map(|written| &written.value);
-            let read = written.filter_map(|(name, variable)| Some((name.clone(), self.declaration(name, variable)?)));
+            let read = written
+                .filter_map(|(name, variable)| Some((name.clone(), self.declaration(name, variable)?)));
             (name.clone(), read.collect())
         };
         profiles.map(declared).collect()
@@ -197,7 +198,9 @@ impl Checker<'_> {
                 };
                 Value::Object(members.iter().map(fill).collect())
             }
-            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => value.clone(),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
+                value.clone()
+            }
         }
     }
 
@@ -211,17 +214,23 @@ impl Checker<'_> {
             None => ("", false),
         };
         if kind == Some(VariableKind::Secret) && open_to_others {
-            self.notes.wrong(spot, format!("{file} is open to others, and holds a secret"), format!("chmod 600 {file}"));
+            self.notes.wrong(
+                spot,
+                format!("{file} is open to others, and holds a secret"),
+                format!("chmod 600 {file}"),
+            );
         }
         match kind {
             Some(VariableKind::List) => {
-                let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+                let lines =
+                    text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
                 Value::Array(lines.map(|line| Value::String(line.to_owned())).collect())
             }
             Some(VariableKind::Secret | VariableKind::Users) => Value::String(text.trim().to_owned()),
-            None | Some(VariableKind::Text | VariableKind::Integer | VariableKind::Boolean | VariableKind::Address) => {
-                Value::String(text.strip_suffix('\n').unwrap_or(text).to_owned())
-            }
+            None
+            | Some(
+                VariableKind::Text | VariableKind::Integer | VariableKind::Boolean | VariableKind::Address,
+            ) => Value::String(text.strip_suffix('\n').unwrap_or(text).to_owned()),
         }
     }
 }

@@ -95,7 +95,10 @@ fn late_is_whole(writers: &[&str], told: bool) {
     assert!(unit.contains("ExecStart=/bin/sh /usr/local/sbin/bootflip-booted"), "{unit}");
     assert_eq!(target.contains("usermod -p '$6$salt$hash' alice"), told);
     assert_eq!(target.contains("usermod -p '$6$salt$hash' root"), told);
-    assert_eq!(target.contains(r"'ssh-ed25519 AAAA it'\''s me' 'ssh-rsa BBBB you' | keys /home/alice alice"), told);
+    assert_eq!(
+        target.contains(r"'ssh-ed25519 AAAA it'\''s me' 'ssh-rsa BBBB you' | keys /home/alice alice"),
+        told
+    );
     assert_eq!(target.contains(r"sh -ec 'echo it'\''s done > /etc/motd'"), told);
 }
 
@@ -186,7 +189,8 @@ fn a_seed_is_read_as_yaml_and_its_scripts_by_shells() {
         assert_eq!(answers["version"], json!(1));
         assert_eq!(answers["shutdown"], json!("poweroff"));
         assert_eq!(answers["timezone"], json!(if is_told { "Europe/Berlin" } else { "Etc/UTC" }));
-        let hook = json!({ "type": "webhook", "endpoint": "http://10.1.0.2:8080/r/REPORT/event", "level": "DEBUG" });
+        let hook =
+            json!({ "type": "webhook", "endpoint": "http://10.1.0.2:8080/r/REPORT/event", "level": "DEBUG" });
         assert_eq!(answers["reporting"]["bootflip"], hook);
         let nic = &answers["network"]["ethernets"]["boot"];
         assert_eq!(nic["match"], json!({ "macaddress": "02:16:3e:00:00:0a" }));
@@ -194,7 +198,10 @@ fn a_seed_is_read_as_yaml_and_its_scripts_by_shells() {
         assert_eq!(nic.get("addresses"), is_told.then(|| json!(["10.1.0.20/25"])).as_ref());
         let disk = &answers["storage"]["config"][0];
         let known = served.armed.disk.is_some();
-        assert_eq!(disk["match"], if known { json!({ "path": "/dev/*db" }) } else { json!({ "size": "largest" }) });
+        assert_eq!(
+            disk["match"],
+            if known { json!({ "path": "/dev/*db" }) } else { json!({ "size": "largest" }) }
+        );
         let host = if is_told { "web1.example.org" } else { "web1" };
         assert_eq!(answers["user-data"]["hostname"], json!(host));
         let commands = |key: &str| answers[key][0].as_str().unwrap().to_owned();
@@ -245,16 +252,28 @@ fn a_kickstart_is_read_by_pykickstart_and_its_scripts_by_shells() {
 }
 
 fn kickstart_is_whole(read: &Value, told: bool, disk_known: bool) {
-    let packages = if told { json!(["openssh-server", "curl", "vim", "tmux"]) } else { json!(["openssh-server", "curl"]) };
+    let packages = if told {
+        json!(["openssh-server", "curl", "vim", "tmux"])
+    } else {
+        json!(["openssh-server", "curl"])
+    };
     assert_eq!((&read["packages"], &read["groups"]), (&packages, &json!(["core"])));
     // KS_SHUTDOWN, which is what `poweroff` is.
     assert_eq!(read["power"], json!(2));
     let network = match told {
-        true => json!(["02:16:3e:00:00:0a", "static", "10.1.0.20", "255.255.255.128", "web1.example.org", "10.1.0.1,10.1.0.9"]),
+        true => json!([
+            "02:16:3e:00:00:0a",
+            "static",
+            "10.1.0.20",
+            "255.255.255.128",
+            "web1.example.org",
+            "10.1.0.1,10.1.0.9"
+        ]),
         false => json!(["02:16:3e:00:00:0a", "dhcp", "", "", "web1", ""]),
     };
     assert_eq!(read["network"], network);
-    let scripts: Vec<&str> = read["scripts"].as_array().unwrap().iter().map(|script| script[4].as_str().unwrap()).collect();
+    let scripts: Vec<&str> =
+        read["scripts"].as_array().unwrap().iter().map(|script| script[4].as_str().unwrap()).collect();
     let [before, partitioned, after, failed] = scripts[..] else { panic!("{scripts:?}") };
     scripts.iter().for_each(|script| shell_accepts(script));
     shell_accepts(&written(before, "/tmp/bootflip-report.sh"));
@@ -287,7 +306,10 @@ fn an_installer_stops_when_the_disk_is_not_the_one_that_was_named() {
         let part = &text[start..start + text[start..].find("disk=${disk#/dev/}").unwrap()];
         let here = sysfs.path().display().to_string();
         // A made-up device is a file.
-        let part = part.replace("/sys/", &format!("{here}/sys/")).replace("/dev/", &format!("{here}/dev/")).replace("-b ", "-f ");
+        let part = part
+            .replace("/sys/", &format!("{here}/sys/"))
+            .replace("/dev/", &format!("{here}/dev/"))
+            .replace("-b ", "-f ");
         let script = format!("give_up() {{ echo \"stop: $1\"; exit 1; }}\n{part}\necho \"$disk\"");
         let output = Command::new("sh").arg("-c").arg(&script).output().unwrap();
         String::from_utf8(output.stdout).unwrap().trim().replace(&here, "")
