@@ -213,6 +213,11 @@ fn shown(job: &JobView) -> String {
         pairs.push(("look at", lines(job.checklist.clone())));
     }
     pairs.extend([("states", lines(states)), ("stages", lines(stages.collect()))]);
+    if let Some(readiness) = &job.readiness {
+        let all = [("", &readiness.mended), ("change: ", &readiness.problems), ("note: ", &readiness.advice)];
+        let told = all.iter().flat_map(|(kind, what)| what.iter().map(move |text| format!("{kind}{text}")));
+        pairs.push(("pv readiness", lines([readiness.verdict.clone()].into_iter().chain(told).collect())));
+    }
     if !job.differences.is_empty() {
         pairs.push(("differences", lines(differences.collect())));
     }

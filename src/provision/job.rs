@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
-use super::{claim::Claim, reason::Reason, settings::Aim};
+use super::{claim::Claim, readiness::Document, reason::Reason, settings::Aim};
 use crate::{
     boot::sink::Sign,
     clock::Timestamp,
@@ -393,6 +393,9 @@ pub struct Job {
     pub rebooted: u32,
     /// Reported stages.
     pub stages: Vec<StageMark>,
+    /// What the installed system told of itself (the stage `ready`).
+    #[serde(default)]
+    pub readiness: Option<Document>,
     /// When `done` was reported.
     pub done_at: Option<Timestamp>,
     /// When Halted was first seen after E8.
@@ -482,6 +485,7 @@ impl Job {
             signs: BTreeMap::new(),
             rebooted: 0,
             stages: Vec::new(),
+            readiness: None,
             done_at: None,
             halted_at: None,
             booted_at: None,
@@ -534,6 +538,7 @@ impl Job {
         self.answer_fetches = 0;
         self.signs.clear();
         self.stages.clear();
+        self.readiness = None;
         self.done_at = None;
         self.halted_at = None;
         self.booted_at = None;
