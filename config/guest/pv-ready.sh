@@ -57,9 +57,9 @@ number() {
 # One finding. ok, advice: a PV start does not hang on it; mended; todo: --check, a run without it mends that;
 # problem: only a person can mend it.
 found() { # CHECK ok|advice|mended|todo|problem TEXT
-    case $2 in
-    todo | problem) BLOCKED=yes ;;
-    mended) MENDED=yes ;;
+    case $2-$1 in
+    problem-* | todo-fstab | todo-kernel-args | todo-compression | todo-drivers) BLOCKED=yes ;;
+    mended-*) MENDED=yes ;;
     esac
     [ "$CHECKS_COUNT" -lt "$CHECKS_MAX" ] || return 0
     CHECKS_COUNT=$((CHECKS_COUNT + 1))

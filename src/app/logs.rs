@@ -59,7 +59,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mac = MacAddr::new([2, 0x16, 0x3e, 0, 0, 1]);
         assert_eq!(read(folder.path(), mac, Timestamp::from_millis(0)).unwrap(), "");
-        std::fs::write(earlier_file_of(folder.path(), mac), "1970-01-01T00:00:01Z info a\n1970-01-01T00:00:02Z info b\n").unwrap();
+        std::fs::write(
+            earlier_file_of(folder.path(), mac),
+            "1970-01-01T00:00:01Z info a\n1970-01-01T00:00:02Z info b\n",
+        )
+        .unwrap();
         std::fs::write(file_of(folder.path(), mac), "1970-01-01T00:00:03Z info c\n").unwrap();
         let read = |seconds: u64| read(folder.path(), mac, Timestamp::from_millis(seconds * 1000)).unwrap();
         assert_eq!(read(2), "1970-01-01T00:00:02Z info b\n1970-01-01T00:00:03Z info c\n");

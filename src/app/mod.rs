@@ -11,6 +11,7 @@ pub mod identity;
 pub mod inventory;
 pub mod key;
 pub mod loaders;
+pub mod logs;
 pub mod machines;
 pub mod orders;
 pub mod planning;
@@ -185,7 +186,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
     };
     let listeners = listeners::bind(&config, &shared).await?;
     let urls = listeners.urls();
-    let dhcp = listeners.dhcp_boards();
+    let (dhcp, syslog) = (listeners.dhcp_boards(), listeners.syslog_board());
     let addresses = listeners.addresses(admin.path());
     write_addresses(&config, &addresses)?;
     offer.open(urls.clone());
@@ -201,6 +202,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
         urls,
         clock: Arc::clone(&clock),
         dhcp,
+        syslog,
     });
     let mut parts = Running { tasks: JoinSet::new(), stop };
     parts.listeners(listeners);

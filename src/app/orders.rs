@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::selection::Unresolved;
-use crate::{dhcp::server::Status, provision::job::Resolution};
+use crate::{dhcp::server::Status, provision::job::Resolution, syslog::Counts};
 
 /// `POST /v1/plan` and `POST /v1/jobs`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -289,4 +289,7 @@ pub struct Health {
     /// DHCP, by interface: other servers that were heard, pools that are nearly full.
     #[serde(default)]
     pub dhcp: Vec<Status>,
+    /// What came to the syslog receiver, where it is on.
+    #[serde(default)]
+    pub syslog: Option<Counts>,
 }

@@ -9,8 +9,10 @@ use crate::{
     config::ProfileKind,
     provision::{
         job::{Difference, Evidence, Job, State},
+        readiness::{self, Verdict as Readiness},
         reason::Reason,
         settings::xe_commands,
+        stages::usual_percent,
     },
     xen::bootloader::Diagnosis,
 };
@@ -54,6 +56,9 @@ pub struct JobView {
     pub states: Vec<Timed>,
     /// Reported stages, counted from the HVM start.
     pub stages: Vec<StageView>,
+    /// Whether the installed system is ready for a PV start, when it said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub readiness: Option<ReadinessView>,
     /// What to look at, the likeliest cause first, where pygrub found nothing to boot.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checklist: Vec<String>,
@@ -89,6 +94,24 @@ pub struct StageView {
     pub percent: Option<u8>,
     /// The beginning of the report's body.
     pub note: String,
+    /// The end of the installer's log, which came with `failed`; left out of lists.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub log: String,
+}
+
+/// What the installed system's document comes to on this pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadinessView {
+    /// `ready`, `mended` or `not-ready`.
+    pub verdict: String,
+    /// The oldest Xen of the hosts that may run it.
+    pub xen: Option<String>,
+    /// What the script put right.
+    pub mended: Vec<String>,
+    /// What is to be changed.
+    pub problems: Vec<String>,
+    /// What a PV start does not hang on.
+    pub advice: Vec<String>,
 }
 
 /// One line of a job's log.
@@ -113,7 +136,9 @@ pub enum Verdict {
 
 /// A job without its log, for lists.
 pub fn brief(job: &Job, now: Timestamp) -> JobView {
-    JobView { log: Vec::new(), ..full(job, now) }
+    let mut view = JobView { log: Vec::new(), ..full(job, now) };
+    view.stages.iter_mut().for_each(|stage| stage.log.clear());
+    view
 }
 
 /// A job with all that there is to say.
@@ -151,10 +176,12 @@ pub fn full(job: &Job, now: Timestamp) -> JobView {
             .map(|stage| StageView {
                 name: stage.name.clone(),
                 seconds: started.map_or(0.0, |started| seconds(stage.at.since(started))),
-                percent: stage.percent,
+                percent: stage.percent.or_else(|| usual_percent(&stage.name)),
                 note: stage.note.clone(),
+                log: stage.log.clone(),
             })
             .collect(),
+        readiness: readiness(job),
         differences: job.differences.clone(),
         next_step: next_step(job),
         xe_commands: by_hand(job),
@@ -164,6 +191,18 @@ pub fn full(job: &Job, now: Timestamp) -> JobView {
             .map(|line| LogView { at: line.at.to_string(), text: line.text.clone() })
             .collect(),
     }
+}
+
+fn readiness(job: &Job) -> Option<ReadinessView> {
+    let judgement = readiness::judge(job.readiness.as_ref()?, job.xen);
+    let verdict = judgement.verdict.label().to_owned();
+    let (mended, problems) = match judgement.verdict {
+        Readiness::Ready => (Vec::new(), Vec::new()),
+        Readiness::Mended(mended) => (mended, Vec::new()),
+        Readiness::NotReady(problems) => (Vec::new(), problems),
+    };
+    let xen = job.xen.map(|xen| xen.to_string());
+    Some(ReadinessView { verdict, xen, mended, problems, advice: judgement.advice })
 }
 
 fn states(job: &Job, now: Timestamp) -> Vec<Timed> {

@@ -7,6 +7,7 @@ mod create;
 pub mod demo;
 mod deploy;
 mod dhcp;
+mod doctor_guest;
 mod jobs;
 pub mod lab;
 mod link;
@@ -76,6 +77,8 @@ enum Command {
     /// Look at templates: list, show, or look for what is wrong with them.
     #[command(subcommand)]
     Template(template::TemplateCommand),
+    /// Print the script that readies a guest for a start as PV by pygrub, to be run in the guest.
+    DoctorGuest,
     /// Bring boot loaders from the distribution's packages into tftp.root, and check them.
     #[command(subcommand)]
     Loaders(loaders::LoadersCommand),
@@ -199,6 +202,7 @@ async fn run(cli: Cli) -> Answer {
             Ok(demo::Played::Badly) => Ok(Ended::Failed),
             Err(error) => Err(Stop::new(Ended::Failed, format!("{error:#}"))),
         },
+        Command::DoctorGuest => doctor_guest::run(),
         Command::Lab(args) => played(lab::run(&args).await),
         Command::Simulate(args) => simulate::run(&args).await,
     }

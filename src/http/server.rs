@@ -90,6 +90,8 @@ pub struct Shared {
     pub sink: Arc<dyn Sink>,
     /// What is rendered.
     pub templates: Arc<Templates>,
+    /// Where installers are told to log to.
+    pub log: Option<SocketAddrV4>,
 }
 
 /// Why the service cannot begin.
@@ -131,7 +133,8 @@ pub fn bind(config: &HttpConfig, shared: Shared) -> Result<Server, BindError> {
         Some(_) | None => config.public_url.clone(),
     };
     info!(%address, url = %public, "boot HTTP listens");
-    Ok(Server { listener, address, shared, root, urls: Urls::new(&public), limits: Limits::default() })
+    let urls = Urls::new(&public).with_log(shared.log);
+    Ok(Server { listener, address, shared, root, urls, limits: Limits::default() })
 }
 
 fn listen(config: &HttpConfig) -> io::Result<(TcpListener, SocketAddr)> {

@@ -72,7 +72,8 @@ pub fn parse(datagram: &[u8]) -> Option<Message> {
         None => without_time(rest).to_owned(),
     };
     let said = harmless(said.trim());
-    (!said.is_empty()).then(|| Message { severity: SEVERITIES.get(priority % 8).copied().unwrap_or("notice"), text: said })
+    (!said.is_empty())
+        .then(|| Message { severity: SEVERITIES.get(priority % 8).copied().unwrap_or("notice"), text: said })
 }
 
 /// `<PRI>`, and what follows.
@@ -249,7 +250,11 @@ impl Intake {
         self.all.left -= 1000;
         let mut lines = String::new();
         if own.refused > 0 {
-            let _ = writeln!(lines, "{now} notice bootflip: {} lines were too many and are not here", own.refused);
+            let _ = writeln!(
+                lines,
+                "{now} notice bootflip: {} lines were too many and are not here",
+                own.refused
+            );
             own.refused = 0;
         }
         let _ = writeln!(lines, "{now} {} {}", message.severity, message.text);
@@ -271,7 +276,10 @@ mod tests {
     fn messages_of_every_make_become_one_line() {
         let cases: [(&[u8], Option<(&str, &str)>); 22] = [
             // busybox syslogd -R of debian-installer
-            (b"<14>Nov 28 14:03:59 base-installer: info: kernel", Some(("info", "base-installer: info: kernel"))),
+            (
+                b"<14>Nov 28 14:03:59 base-installer: info: kernel",
+                Some(("info", "base-installer: info: kernel")),
+            ),
             (b"<30>Nov  2 04:03:59 main-menu[123]: INFO: x\n", Some(("info", "main-menu[123]: INFO: x"))),
             // rsyslog of Anaconda
             (b"<11>Nov 28 14:03:59 web1 anaconda[9]: failed", Some(("err", "web1 anaconda[9]: failed"))),
@@ -351,7 +359,8 @@ mod tests {
             let [a, b, c, d] = n.to_be_bytes();
             MacAddr::new([2, 0x16, a, b, c, d])
         };
-        let taken = (0..ALL.burst + 100).filter(|n| intake.take(Some(mac(n / 10)), b"x", at(0)).is_ok()).count();
+        let taken =
+            (0..ALL.burst + 100).filter(|n| intake.take(Some(mac(n / 10)), b"x", at(0)).is_ok()).count();
         assert_eq!(taken, usize::try_from(ALL.burst).unwrap());
         let more = MACHINES as u32 * 2;
         (0..more).for_each(|n| drop(intake.take(Some(mac(n)), b"x", at(u64::from(n) * 100))));

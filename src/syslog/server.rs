@@ -40,18 +40,12 @@ pub struct Shared {
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// The socket could not be had.
-    #[error("cannot listen for syslog on {address}; is the port taken, and is the address one of this machine's?")]
+    #[error(
+        "cannot listen for syslog on {address}; is the port taken, and is the address one of this machine's?"
+    )]
     Listen {
         /// The configured address.
         address: SocketAddrV4,
-        /// Why.
-        source: io::Error,
-    },
-    /// The folder cannot be made.
-    #[error("cannot make {path} for the lines of installers")]
-    Folder {
-        /// The folder.
-        path: PathBuf,
         /// Why.
         source: io::Error,
     },
@@ -78,17 +72,11 @@ pub struct Server {
     board: Board,
 }
 
-/// Binds the socket and makes the folder.
+/// Binds the socket. The folder is made with the first line.
 pub fn bind(config: &SyslogConfig, shared: Shared) -> Result<Server, BindError> {
-    let folder = &shared.folder;
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o750)
-        .create(folder)
-        .map_err(|source| BindError::Folder { path: folder.clone(), source })?;
     let (socket, address) =
         listen(config).map_err(|source| BindError::Listen { address: config.listen, source })?;
-    info!(%address, folder = %folder.display(), "syslog listens");
+    info!(%address, folder = %shared.folder.display(), "syslog listens");
     let file_size = u64::from(config.file_size);
     Ok(Server { socket, address, shared, file_size, board: Board::default() })
 }
@@ -129,7 +117,9 @@ impl Server {
             let mut received = first;
             for _ in 0..BATCH {
                 match received {
-                    Ok((length, peer)) => self.take(&mut intake, buffer.get(..length).unwrap_or_default(), peer, &mut lines),
+                    Ok((length, peer)) => {
+                        self.take(&mut intake, buffer.get(..length).unwrap_or_default(), peer, &mut lines)
+                    }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     Err(error) => {
                         debug!(%error, "syslog could not read");
@@ -143,7 +133,13 @@ impl Server {
         }
     }
 
-    fn take(&self, intake: &mut Intake, datagram: &[u8], peer: SocketAddr, lines: &mut BTreeMap<MacAddr, String>) {
+    fn take(
+        &self,
+        intake: &mut Intake,
+        datagram: &[u8],
+        peer: SocketAddr,
+        lines: &mut BTreeMap<MacAddr, String>,
+    ) {
         match intake.take(self.shared.gate.who(peer.ip()), datagram, self.shared.clock.now()) {
             Ok((mac, line)) => lines.entry(mac).or_default().push_str(&line),
             Err(dropped) => debug!(%peer, ?dropped, "a syslog message is dropped"),
@@ -160,7 +156,9 @@ impl Server {
         });
         match filed.await.map_err(io::Error::other).flatten() {
             Ok(()) => {}
-            Err(error) => warn!(%error, folder = %self.shared.folder.display(), "lines of an installer could not be filed"),
+            Err(error) => {
+                warn!(%error, folder = %self.shared.folder.display(), "lines of an installer could not be filed")
+            }
         }
     }
 }
@@ -177,7 +175,13 @@ pub fn earlier_file_of(folder: &Path, mac: MacAddr) -> PathBuf {
 
 fn append(folder: &Path, mac: MacAddr, lines: &str, size: u64) -> io::Result<()> {
     let path = file_of(folder, mac);
-    let length = fs::metadata(&path).map_or(0, |found| found.len());
+    let length = match fs::metadata(&path) {
+        Ok(found) => found.len(),
+        Err(_) => {
+            fs::DirBuilder::new().recursive(true).mode(0o750).create(folder)?;
+            0
+        }
+    };
     if length > 0 && length.saturating_add(lines.len() as u64) > size {
         fs::rename(&path, earlier_file_of(folder, mac))?;
     }

@@ -49,8 +49,12 @@ impl Rig {
             root: root.unwrap_or_else(|| scene.root()),
             device: Some("lo".into()),
         };
-        let shared =
-            Shared { gate: scene.gate.clone(), sink: scene.sink.clone(), templates: scene.templates() };
+        let shared = Shared {
+            gate: scene.gate.clone(),
+            sink: scene.sink.clone(),
+            templates: scene.templates(),
+            log: None,
+        };
         let server = server::bind(&config, shared).unwrap().with_limits(limits);
         let address = server.bound();
         assert_eq!(server.urls().base(), format!("http://{address}"));

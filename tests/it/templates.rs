@@ -1,6 +1,7 @@
 //! The profiles that the program brings along: what they render to is read by the programs that read it in the field,
 //! or by their parsers.
 
+mod command;
 mod escapes;
 mod files;
 

@@ -465,7 +465,9 @@ impl Walk<'_> {
 fn found_there<'t>(condition: &Expr<'t>) -> Vec<&'t str> {
     match condition {
         Expr::Test(test) if test.name == "defined" => match &test.expr {
-            Expr::GetAttr(found) if matches!(&found.expr, Expr::Var(var) if var.id == "vars") => vec![found.name],
+            Expr::GetAttr(found) if matches!(&found.expr, Expr::Var(var) if var.id == "vars") => {
+                vec![found.name]
+            }
             _ => Vec::new(),
         },
         Expr::BinOp(both) if matches!(both.op, BinOpKind::ScAnd) => {
