@@ -300,7 +300,7 @@ mod tests {
             (b"<0>x", Some(("emerg", "x"))),
             (b"<13>a\nb\x1b[2J\x07\tc\0", Some(("notice", "a\\u{a}b\\u{1b}[2J\\u{7} c"))),
             (b"<13>\xff\xfe", Some(("notice", "\u{fffd}\u{fffd}"))),
-            ("<13>a\u{202e}b\u{2028}".as_bytes(), Some(("notice", "a\\u{202e}b\\u{2028}"))),
+            ("<13>a\u{202e}b\u{2028}c".as_bytes(), Some(("notice", "a\\u{202e}b\\u{2028}c"))),
             (b"<13>Nov 28 14:03:59 ", None),
             (b"\0\n", None),
         ];

@@ -67,15 +67,16 @@ fn shquote(value: &Value, always: Option<bool>) -> Result<String, Error> {
     Ok(format!("'{}'", text.replace('\'', r"'\''")))
 }
 
-/// The value for one line of a preseed file: a line break would start another answer, and a backslash at the end
-/// would swallow the next one. debian-installer's reader is a shell script, which drops blanks at either end.
+/// The value for one line of a preseed file: a line break would start another answer, a backslash at the end would
+/// swallow the next one, and debconf's database reads `\n` back as a line break. debian-installer's reader is a shell
+/// script, which drops blanks at either end.
 fn preseed_line(value: &Value) -> Result<String, Error> {
     let text = text(value)?;
     if text.chars().any(char::is_control) {
         return Err(refuse("a line break or control character cannot stand in a preseed line"));
     }
-    if text.ends_with('\\') {
-        return Err(refuse("a backslash cannot end a preseed line"));
+    if text.contains('\\') {
+        return Err(refuse("a backslash cannot stand in a preseed line: its readers take it for an escape"));
     }
     if text.trim() != text {
         return Err(refuse("a preseed line keeps no blank at the beginning or end of its value"));
@@ -162,6 +163,10 @@ fn kickstart(value: &Value) -> Result<String, Error> {
     let text = text(value)?;
     if text.chars().any(ends_line) {
         return Err(refuse("a line break or control character cannot stand in a kickstart command"));
+    }
+    // Python's argparse takes it for the end of the options, and drops it, even behind `--name=`.
+    if text == "--" {
+        return Err(refuse("two hyphens alone cannot stand in a kickstart command"));
     }
     Ok(format!("'{}'", text.replace('\'', r#"'"'"'"#)))
 }

@@ -254,7 +254,7 @@ fn errors_name_template_line_and_expression_and_no_value() {
         ("{{ vars.root_password_hash + 1 }}", "t.j2:1: invalid operation in `vars.root_password_hash + 1`"),
         ("{{ vars.root_password_hash|int }}", "t.j2:1: invalid operation in `vars.root_password_hash|int`"),
         ("{{ 'a\nb'|preseed_line }}", "a line break or control character cannot stand in a preseed line"),
-        ("{{ 'a\\\\'|preseed_line }}", "a backslash cannot end a preseed line"),
+        ("{{ 'a\\\\'|preseed_line }}", "a backslash cannot stand in a preseed line"),
         ("{{ x|nosuch }}", "t.j2:1: unknown filter: filter nosuch is unknown"),
         (
             "{% for i in range(100000) %}{% for j in range(100000) %}{{ j }}{% endfor %}{% endfor %}",

@@ -227,7 +227,7 @@ parser.readKickstartFromString(sys.stdin.read())
 network = handler.network.network[0]
 json.dump({
     'scripts': [[s.type, s.inChroot, s.errorOnFail, s.interp, s.script] for s in handler.scripts],
-    'packages': handler.packages.packageList, 'groups': [g.name for g in handler.packages.groupList],
+    'packages': sorted(handler.packages.packageList), 'groups': [g.name for g in handler.packages.groupList],
     'power': handler.reboot.action, 'timezone': handler.timezone.timezone, 'url': handler.url.url,
     'network': [network.device, network.bootProto, network.ip, network.netmask, network.hostname, network.nameserver],
 }, sys.stdout)
@@ -253,9 +253,9 @@ fn a_kickstart_is_read_by_pykickstart_and_its_scripts_by_shells() {
 
 fn kickstart_is_whole(read: &Value, told: bool, disk_known: bool) {
     let packages = if told {
-        json!(["openssh-server", "curl", "vim", "tmux"])
+        json!(["curl", "openssh-server", "tmux", "vim"])
     } else {
-        json!(["openssh-server", "curl"])
+        json!(["curl", "openssh-server"])
     };
     assert_eq!((&read["packages"], &read["groups"]), (&packages, &json!(["core"])));
     // KS_SHUTDOWN, which is what `poweroff` is.

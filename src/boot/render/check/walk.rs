@@ -221,6 +221,15 @@ impl Walk<'_> {
                 self.expression(&found.call.expr);
                 self.arguments(&found.call.args);
             }
+            Stmt::Import(_) | Stmt::FromImport(_) | Stmt::Extends(_) | Stmt::Include(_) => {
+                self.other(statement)
+            }
+        }
+    }
+
+    /// A statement that names another template.
+    fn other(&mut self, statement: &Stmt<'_>) {
+        match statement {
             Stmt::Import(found) => {
                 self.names_template(&found.expr);
                 targets(&found.name).iter().for_each(|name| self.define(name, false));
@@ -231,7 +240,7 @@ impl Walk<'_> {
             }
             Stmt::Extends(found) => self.names_template(&found.name),
             Stmt::Include(found) if !found.ignore_missing => self.names_template(&found.name),
-            Stmt::Include(_) => {}
+            _ => {}
         }
     }
 
