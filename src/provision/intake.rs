@@ -125,10 +125,9 @@ mod tests {
     }
 
     fn taken(job: &Job, report: &Report) -> Option<StageMark> {
-        match judge(job, report, Channel::Report, at(9)).0? {
-            Event::Report(stage) => Some(stage),
-            other => panic!("{other:?}"),
-        }
+        let event = judge(job, report, Channel::Report, at(9)).0?;
+        let Event::Report(stage) = event else { panic!("{event:?}") };
+        Some(stage)
     }
 
     #[test]
