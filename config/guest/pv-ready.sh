@@ -212,15 +212,28 @@ fstab_of() { # MOUNT-POINT: device, options
     printf '%s\n' "$FSTAB" | awk -v at="$1" '$1 !~ /^#/ && $2 == at { print $1, $4; exit }'
 }
 
+# What udev's names under /dev/disk stand for: an initrd finds UUIDs and the volumes of LVM by themselves.
+plain_spec() { # DEVICE
+    case $1 in
+    /dev/disk/by-uuid/*) printf 'UUID=%s' "${1##*/}" ;;
+    /dev/disk/by-id/dm-*)
+        spec_target=$(readlink "$ROOT$1")
+        spec_name=$(cat "$ROOT/sys/class/block/${spec_target##*/}/dm/name" 2>/dev/null)
+        if [ -n "$spec_name" ]; then printf '/dev/mapper/%s' "$spec_name"; else printf '%s' "$1"; fi
+        ;;
+    *) printf '%s' "$1" ;;
+    esac
+}
+
 ROOT_SPEC='' ROOT_FLAGS='' BOOT_SPEC='' SEPARATE=false BASE='' PREFIX=''
 find_places() {
     # shellcheck disable=SC2046
     set -- $(fstab_of /) ''
-    ROOT_SPEC=$1
+    ROOT_SPEC=$(plain_spec "$1")
     case ",${2:-}," in *,subvol=*) ROOT_FLAGS=" rootflags=$(printf '%s' "$2" | tr ',' '\n' | grep '^subvol=' | head -n 1)" ;; esac
     # shellcheck disable=SC2046
     set -- $(fstab_of /boot) ''
-    BOOT_SPEC=$1
+    BOOT_SPEC=$(plain_spec "$1")
     # Paths are relative to the file system that pygrub reads.
     BASE=$ROOT PREFIX=/boot
     if [ -n "$BOOT_SPEC" ]; then SEPARATE=true BASE=$ROOT/boot PREFIX=''; fi

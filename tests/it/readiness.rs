@@ -1,4 +1,9 @@
-//! PV readiness in a job: what the new system says of itself decides whether it is started as PV.
+//! PV readiness. Here: in a job, what the new system says of itself decides whether it is started as PV. `script` runs
+//! `pv-ready.sh` on the file systems of `trees`, `table` sets it beside the real pygrub.
+
+mod script;
+mod table;
+mod trees;
 
 use std::time::Duration;
 
