@@ -55,7 +55,7 @@ const NEW_EXT4: &[&str] = &["-t", "ext4", "-O", "64bit,metadata_csum,metadata_cs
 const PLAIN_EXT4: &[&str] = &["-t", "ext4", "-O", "^64bit,^metadata_csum"];
 
 const VOLUME: &[&str] = &["stamp", "536", "LVM2 001"];
-const ENCRYPTED: &[&str] = &["stamp", "0", "LUKS\u{ba}\u{be}"];
+const ENCRYPTED: &[&str] = &["stamp", "0", "LUKS"];
 
 const fn disk(table: &'static str, at: u64, fs: &'static [&'static str]) -> Disk {
     Disk { table, at, fs }
