@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    boot::sink::{Protocol, Transfer},
     clock::{Timestamp, seconds},
     config::ProfileKind,
     provision::{
@@ -54,6 +55,9 @@ pub struct JobView {
     pub states: Vec<Timed>,
     /// Reported stages, counted from the HVM start.
     pub stages: Vec<StageView>,
+    /// What its machine fetched since the server began, oldest first; left out of lists.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub transfers: Vec<TransferView>,
     /// What to look at, the likeliest cause first, where pygrub found nothing to boot.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checklist: Vec<String>,
@@ -89,6 +93,40 @@ pub struct StageView {
     pub percent: Option<u8>,
     /// The beginning of the report's body.
     pub note: String,
+}
+
+/// One transfer that ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TransferView {
+    /// When it ended, RFC 3339 in UTC.
+    pub at: String,
+    /// `http` or `tftp`.
+    pub protocol: Protocol,
+    /// To which address.
+    pub peer: String,
+    /// What, without tokens.
+    pub file: String,
+    /// Bytes of content.
+    pub bytes: u64,
+    /// How long it took.
+    pub seconds: f64,
+    /// `sent`, `complete`, `broken-off`, `refused`, …
+    pub outcome: String,
+}
+
+impl TransferView {
+    /// Of a transfer that ended then.
+    pub fn of(at: Timestamp, transfer: &Transfer) -> Self {
+        Self {
+            at: at.to_string(),
+            protocol: transfer.protocol,
+            peer: transfer.peer.to_string(),
+            file: transfer.file.clone(),
+            bytes: transfer.bytes,
+            seconds: seconds(transfer.took),
+            outcome: transfer.outcome.to_owned(),
+        }
+    }
 }
 
 /// One line of a job's log.
@@ -155,6 +193,7 @@ pub fn full(job: &Job, now: Timestamp) -> JobView {
                 note: stage.note.clone(),
             })
             .collect(),
+        transfers: Vec::new(),
         differences: job.differences.clone(),
         next_step: next_step(job),
         xe_commands: by_hand(job),

@@ -142,6 +142,7 @@ pub(super) async fn serve(
         length,
         sent: AtomicU64::new(0),
         seat: line.seat,
+        sink: Arc::clone(&routes.sink),
     };
     let mut response = Response::new(Reply::new(answered.content, access, line.outlet));
     *response.status_mut() = answered.status;

@@ -26,7 +26,7 @@ use crate::{
         manifest::{Digest, MANIFEST, MANIFEST_LIMIT, Manifest},
         render::PXELINUX_REFUSAL,
         root::{RelativePath, Root},
-        sink::{Seen, Sign},
+        sink::{Protocol, Seen, Sign, Transfer},
     },
     machine::MacAddr,
     tftp::{
@@ -87,8 +87,20 @@ impl Library for Shelf {
         let Ended { peer, file, bytes, took, outcome } = ended;
         let file = shown(Wanted::parse(&file).as_ref(), &file);
         let mac = self.shared.gate.who(IpAddr::V4(*peer.ip()));
-        let mac = mac.map(|mac| mac.to_string()).unwrap_or_default();
         let (seconds, label) = (took.as_secs_f64(), outcome.label());
+        if mac.is_some() {
+            self.shared.sink.transferred(Transfer {
+                protocol: Protocol::Tftp,
+                mac,
+                job: None,
+                peer: IpAddr::V4(*peer.ip()),
+                file: file.clone(),
+                bytes,
+                took,
+                outcome: label,
+            });
+        }
+        let mac = mac.map(|mac| mac.to_string()).unwrap_or_default();
         match &outcome {
             Outcome::Finished(Finish::Complete | Finish::Unconfirmed) => {
                 info!(mac, %peer, file, bytes, seconds, outcome = label, "TFTP transfer");
