@@ -65,7 +65,7 @@ impl Checker<'_> {
         self.own_only(engine, raw.rollover.as_ref());
         self.own_only(engine, raw.clients.as_ref());
         if let Some(clients) = raw.clients.as_ref().filter(|clients| clients.value.is_empty()) {
-            self.notes.wrong(
+            self.notes.absent(
                 &clients.spot,
                 "is empty, so that nobody would be answered",
                 "name networks, or remove it",
