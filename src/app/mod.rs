@@ -16,6 +16,7 @@ pub mod orders;
 pub mod planning;
 pub mod preview;
 pub mod probe;
+pub mod publish;
 pub mod reach;
 pub mod selection;
 pub mod serving;
@@ -188,7 +189,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
     let dhcp = listeners.dhcp_boards();
     let addresses = listeners.addresses(admin.path());
     write_addresses(&config, &addresses)?;
-    offer.open(urls.clone());
+    offer.open(urls.clone(), listeners.files());
     tracing::info!(server = %config.server_name, pools = apis.len(), jobs = first.len(), %addresses, "serve");
     let known = Known::default();
     let desk = Arc::new(Desk {
