@@ -8,6 +8,7 @@ pub mod admin;
 pub mod create;
 pub mod desk;
 pub mod identity;
+pub mod images;
 pub mod inventory;
 pub mod key;
 pub mod loaders;

@@ -7,6 +7,7 @@ mod create;
 pub mod demo;
 mod deploy;
 mod dhcp;
+mod image;
 mod jobs;
 pub mod lab;
 mod link;
@@ -72,6 +73,9 @@ enum Command {
     Restore(restore::RestoreArgs),
     /// Show what a machine would be served.
     Render(render::RenderArgs),
+    /// Bring installers' kernels, initrds and ISOs into http.root, and check them.
+    #[command(subcommand)]
+    Image(image::ImageCommand),
     /// Bring boot loaders from the distribution's packages into tftp.root, and check them.
     #[command(subcommand)]
     Loaders(loaders::LoadersCommand),
@@ -187,6 +191,7 @@ async fn run(cli: Cli) -> Answer {
         Command::Jobs(args) => jobs::run(&args, &config).await,
         Command::Restore(args) => restore::run(&args, &config).await,
         Command::Render(args) => render::run(&args, &config).await,
+        Command::Image(command) => image::run(&command, &config).await,
         Command::Loaders(command) => loaders::run(&command, &config).await,
         Command::Demo(args) => match demo::run(&args).await {
             Ok(demo::Played::Well) => Ok(Ended::Done),

@@ -33,6 +33,8 @@ wants curl curl
 wants atftp atftp
 wants /usr/bin/tftp tftp-hpa
 wants wget wget
+# what images are taken from
+wants xorriso xorriso
 wants ip iproute2
 wants unshare util-linux
 [ -n "$need" ] || exit 0
