@@ -10,6 +10,7 @@ use crate::{
     config::ProfileKind,
     provision::{
         job::{Difference, Evidence, Job, State},
+        readiness::{self, Verdict as Readiness},
         reason::Reason,
         settings::xe_commands,
     },
@@ -58,6 +59,9 @@ pub struct JobView {
     /// What its machine fetched since the server began, oldest first; left out of lists.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub transfers: Vec<TransferView>,
+    /// Whether the installed system is ready for a PV start, when it said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub readiness: Option<ReadinessView>,
     /// What to look at, the likeliest cause first, where pygrub found nothing to boot.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checklist: Vec<String>,
@@ -129,6 +133,21 @@ impl TransferView {
     }
 }
 
+/// What the installed system's document comes to on this pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadinessView {
+    /// `ready`, `mended` or `not-ready`.
+    pub verdict: String,
+    /// The oldest Xen of the hosts that may run it.
+    pub xen: Option<String>,
+    /// What the script put right.
+    pub mended: Vec<String>,
+    /// What is to be changed.
+    pub problems: Vec<String>,
+    /// What a PV start does not hang on.
+    pub advice: Vec<String>,
+}
+
 /// One line of a job's log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LogView {
@@ -194,6 +213,7 @@ pub fn full(job: &Job, now: Timestamp) -> JobView {
             })
             .collect(),
         transfers: Vec::new(),
+        readiness: readiness(job),
         differences: job.differences.clone(),
         next_step: next_step(job),
         xe_commands: by_hand(job),
@@ -203,6 +223,18 @@ pub fn full(job: &Job, now: Timestamp) -> JobView {
             .map(|line| LogView { at: line.at.to_string(), text: line.text.clone() })
             .collect(),
     }
+}
+
+fn readiness(job: &Job) -> Option<ReadinessView> {
+    let judgement = readiness::judge(job.readiness.as_ref()?, job.xen);
+    let verdict = judgement.verdict.label().to_owned();
+    let (mended, problems) = match judgement.verdict {
+        Readiness::Ready => (Vec::new(), Vec::new()),
+        Readiness::Mended(mended) => (mended, Vec::new()),
+        Readiness::NotReady(problems) => (Vec::new(), problems),
+    };
+    let xen = job.xen.map(|xen| xen.to_string());
+    Some(ReadinessView { verdict, xen, mended, problems, advice: judgement.advice })
 }
 
 fn states(job: &Job, now: Timestamp) -> Vec<Timed> {

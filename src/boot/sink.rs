@@ -43,7 +43,7 @@ pub struct Seen {
 pub struct Report {
     /// SHA-256 of the token in the path.
     pub token: TokenHash,
-    /// The stage in the path: started, partitioned, base, packages, late, done, failed, booted.
+    /// The stage in the path: started, partitioned, base, packages, ready, late, done, failed, booted.
     pub stage: String,
     /// Up to 64 KiB.
     pub body: Vec<u8>,

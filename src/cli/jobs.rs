@@ -217,6 +217,11 @@ fn shown(job: &JobView) -> String {
     if !job.transfers.is_empty() {
         pairs.push(("fetched", lines(job.transfers.iter().map(fetched).collect())));
     }
+    if let Some(readiness) = &job.readiness {
+        let all = [("", &readiness.mended), ("change: ", &readiness.problems), ("note: ", &readiness.advice)];
+        let told = all.iter().flat_map(|(kind, what)| what.iter().map(move |text| format!("{kind}{text}")));
+        pairs.push(("pv readiness", lines([readiness.verdict.clone()].into_iter().chain(told).collect())));
+    }
     if !job.differences.is_empty() {
         pairs.push(("differences", lines(differences.collect())));
     }

@@ -7,6 +7,7 @@ mod create;
 pub mod demo;
 mod deploy;
 mod dhcp;
+mod doctor_guest;
 mod image;
 mod jobs;
 pub mod lab;
@@ -76,6 +77,8 @@ enum Command {
     /// Bring installers' kernels, initrds and ISOs into http.root, and check them.
     #[command(subcommand)]
     Image(image::ImageCommand),
+    /// Print the script that readies a guest for a start as PV by pygrub, to be run in the guest.
+    DoctorGuest,
     /// Bring boot loaders from the distribution's packages into tftp.root, and check them.
     #[command(subcommand)]
     Loaders(loaders::LoadersCommand),
@@ -199,6 +202,7 @@ async fn run(cli: Cli) -> Answer {
             Ok(demo::Played::Badly) => Ok(Ended::Failed),
             Err(error) => Err(Stop::new(Ended::Failed, format!("{error:#}"))),
         },
+        Command::DoctorGuest => doctor_guest::run(),
         Command::Lab(args) => played(lab::run(&args).await),
         Command::Simulate(args) => simulate::run(&args).await,
     }

@@ -2,6 +2,7 @@
 
 use super::{
     job::{Job, StageMark, State},
+    readiness::{Document, judge as judge_readiness},
     step::{Channel, Event},
 };
 use crate::{
@@ -14,6 +15,9 @@ const NOTE_CHARS: usize = 2000;
 
 /// The longest stage name.
 const STAGE_MAX: usize = 32;
+
+/// The stage whose body is the document of `pv-ready.sh`.
+const READY: &str = "ready";
 
 /// What a report means for the job: the event to store, if any, and the answer.
 pub fn judge(job: &Job, report: &Report, channel: Channel, now: Timestamp) -> (Option<Event>, ReportAnswer) {
@@ -30,14 +34,17 @@ pub fn judge(job: &Job, report: &Report, channel: Channel, now: Timestamp) -> (O
     if !sane || !right_path {
         return (None, ReportAnswer::Unknown);
     }
-    let stage = mark(report, now);
+    let (stage, document) =
+        if report.stage == READY { ready(job, report, now) } else { (mark(report, now), None) };
     let seen = job.stages.iter().any(|known| known.name == stage.name);
+    let event =
+        |stage| if report.stage == READY { Event::Ready(stage, document) } else { Event::Report(stage) };
     match channel {
         _ if seen => (None, ReportAnswer::Already),
         Channel::Report if matches!(job.state, State::Flipping | State::Booting | State::Installing) => {
-            (Some(Event::Report(stage)), ReportAnswer::Accepted)
+            (Some(event(stage)), ReportAnswer::Accepted)
         }
-        Channel::Report => (Some(Event::Report(stage)), ReportAnswer::Closed),
+        Channel::Report => (Some(event(stage)), ReportAnswer::Closed),
         Channel::Booted if job.state == State::Verifying => {
             (Some(Event::Booted(stage)), ReportAnswer::Accepted)
         }
@@ -45,6 +52,17 @@ pub fn judge(job: &Job, report: &Report, channel: Channel, now: Timestamp) -> (O
         Channel::Booted if job.state == State::Starting => (None, ReportAnswer::Later),
         Channel::Booted => (Some(Event::Booted(stage)), ReportAnswer::Closed),
     }
+}
+
+/// A document that cannot be read is noted and taken for none: the PV start itself will show.
+fn ready(job: &Job, report: &Report, now: Timestamp) -> (StageMark, Option<Box<Document>>) {
+    let (note, document) = match Document::parse(&report.body) {
+        Ok(document) => {
+            (judge_readiness(&document, job.xen).verdict.label().to_owned(), Some(Box::new(document)))
+        }
+        Err(error) => (format!("its document is left aside: {error}"), None),
+    };
+    (StageMark { name: report.stage.clone(), at: now, percent: None, note }, document)
 }
 
 fn mark(report: &Report, now: Timestamp) -> StageMark {

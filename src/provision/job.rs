@@ -4,13 +4,14 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
-use super::{claim::Claim, reason::Reason, settings::Aim};
+use super::{claim::Claim, readiness::Document, reason::Reason, settings::Aim};
 use crate::{
     boot::sink::Sign,
     clock::Timestamp,
     config::{Deadlines, Profile, ProfileKind},
     machine::MacAddr,
     secret::TokenHash,
+    xen::version::XenVersion,
 };
 
 /// How far a job is (design: The job).
@@ -366,6 +367,9 @@ pub struct Job {
     /// VM_metrics.start_time as E0 saw it.
     #[serde(default)]
     pub cleared_start: Option<String>,
+    /// The oldest Xen of the hosts that may run it; known from E0 on, where they tell.
+    #[serde(default)]
+    pub xen: Option<XenVersion>,
     /// The claim, as it will be or is written; known from E0 on.
     pub claim: Option<Claim>,
     /// When to look again, six minutes after the end: a coordinator may have forgotten the last of our writes.
@@ -389,6 +393,9 @@ pub struct Job {
     pub rebooted: u32,
     /// Reported stages.
     pub stages: Vec<StageMark>,
+    /// What the installed system told of itself (the stage `ready`).
+    #[serde(default)]
+    pub readiness: Option<Document>,
     /// When `done` was reported.
     pub done_at: Option<Timestamp>,
     /// When Halted was first seen after E8.
@@ -466,6 +473,7 @@ impl Job {
             was_running: false,
             cleared_at: None,
             cleared_start: None,
+            xen: None,
             claim: None,
             settle_at: None,
             start: None,
@@ -477,6 +485,7 @@ impl Job {
             signs: BTreeMap::new(),
             rebooted: 0,
             stages: Vec::new(),
+            readiness: None,
             done_at: None,
             halted_at: None,
             booted_at: None,
@@ -519,6 +528,7 @@ impl Job {
         self.waiting = None;
         self.cleared_at = None;
         self.cleared_start = None;
+        self.xen = None;
         self.claim = None;
         self.settle_at = None;
         self.start = None;
@@ -528,6 +538,7 @@ impl Job {
         self.answer_fetches = 0;
         self.signs.clear();
         self.stages.clear();
+        self.readiness = None;
         self.done_at = None;
         self.halted_at = None;
         self.booted_at = None;

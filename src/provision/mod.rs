@@ -16,6 +16,7 @@ pub mod intake;
 pub mod job;
 pub mod plan;
 pub mod preflight;
+pub mod readiness;
 pub mod reason;
 pub mod recovery;
 pub mod runner;

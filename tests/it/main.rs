@@ -24,6 +24,7 @@ mod luck;
 mod orders;
 mod planning;
 mod quirks;
+mod readiness;
 mod recovery;
 mod refusals;
 mod releases_sim;
