@@ -12,6 +12,7 @@ pub mod images;
 pub mod inventory;
 pub mod key;
 pub mod loaders;
+pub mod logs;
 pub mod machines;
 pub mod orders;
 pub mod planning;
@@ -187,7 +188,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
     };
     let listeners = listeners::bind(&config, &shared).await?;
     let urls = listeners.urls();
-    let dhcp = listeners.dhcp_boards();
+    let (dhcp, syslog) = (listeners.dhcp_boards(), listeners.syslog_board());
     let addresses = listeners.addresses(admin.path());
     write_addresses(&config, &addresses)?;
     offer.open(urls.clone(), listeners.files());
@@ -203,6 +204,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
         urls,
         clock: Arc::clone(&clock),
         dhcp,
+        syslog,
     });
     let mut parts = Running { tasks: JoinSet::new(), stop };
     parts.listeners(listeners);

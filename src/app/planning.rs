@@ -78,9 +78,8 @@ pub fn files(config: &Config, templates: &Templates, profiles: &BTreeSet<String>
         let (Some(boot), Some(http)) = (&profile.boot, &config.http) else { continue };
         add(file(&http.root, &boot.kernel, FileRole::Kernel, profile));
         boot.initrd.iter().for_each(|path| add(file(&http.root, path, FileRole::Initrd, profile)));
-        if let Some(name) = &boot.answer {
-            add(answer(name, templates, profile));
-        }
+        boot.files.iter().for_each(|path| add(file(&http.root, path, FileRole::File, profile)));
+        boot.answers().for_each(|found| add(answer(found.template, templates, profile)));
         if let Some(tftp) = &config.tftp {
             add(file(&tftp.root, &tftp.loader, FileRole::Loader, profile));
         }

@@ -36,7 +36,7 @@ pub async fn listeners(config: &Config) -> Vec<Probe> {
         clock: Arc::new(SystemClock),
         templates: Arc::new(templates),
     };
-    let none = Config { dhcp: Vec::new(), tftp: None, http: None, ..config.clone() };
+    let none = Config { dhcp: Vec::new(), tftp: None, http: None, syslog: None, ..config.clone() };
     let mut single: Vec<(String, Config)> = Vec::new();
     for interface in &config.dhcp {
         let one = Config { dhcp: vec![interface.clone()], ..none.clone() };
@@ -52,6 +52,10 @@ pub async fn listeners(config: &Config) -> Vec<Probe> {
     if let Some(http) = &config.http {
         let one = Config { http: config.http.clone(), ..none.clone() };
         single.push((format!("boot HTTP on {}", http.listen), one));
+    }
+    if let Some(syslog) = &config.syslog {
+        let one = Config { syslog: config.syslog.clone(), ..none.clone() };
+        single.push((format!("syslog on {}", syslog.listen), one));
     }
     let mut probes = Vec::new();
     for (what, config) in single {

@@ -76,7 +76,7 @@ fn blocking<T>(work: impl FnOnce() -> T) -> T {
 
 /// What is wrong with the files of a network boot.
 pub fn file_problems<'a>(files: &'a Vouch, boot: &'a BootFiles) -> impl Iterator<Item = String> + 'a {
-    let names = std::iter::once(&boot.kernel).chain(&boot.initrd);
+    let names = std::iter::once(&boot.kernel).chain(&boot.initrd).chain(&boot.files);
     names.filter_map(|name| file_problem(files, name))
 }
 

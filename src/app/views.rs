@@ -13,6 +13,7 @@ use crate::{
         readiness::{self, Verdict as Readiness},
         reason::Reason,
         settings::xe_commands,
+        stages::usual_percent,
     },
     xen::bootloader::Diagnosis,
 };
@@ -97,6 +98,9 @@ pub struct StageView {
     pub percent: Option<u8>,
     /// The beginning of the report's body.
     pub note: String,
+    /// The end of the installer's log, which came with `failed`; left out of lists.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub log: String,
 }
 
 /// One transfer that ended.
@@ -170,7 +174,9 @@ pub enum Verdict {
 
 /// A job without its log, for lists.
 pub fn brief(job: &Job, now: Timestamp) -> JobView {
-    JobView { log: Vec::new(), ..full(job, now) }
+    let mut view = JobView { log: Vec::new(), ..full(job, now) };
+    view.stages.iter_mut().for_each(|stage| stage.log.clear());
+    view
 }
 
 /// A job with all that there is to say.
@@ -208,8 +214,9 @@ pub fn full(job: &Job, now: Timestamp) -> JobView {
             .map(|stage| StageView {
                 name: stage.name.clone(),
                 seconds: started.map_or(0.0, |started| seconds(stage.at.since(started))),
-                percent: stage.percent,
+                percent: stage.percent.or_else(|| usual_percent(&stage.name)),
                 note: stage.note.clone(),
+                log: stage.log.clone(),
             })
             .collect(),
         transfers: Vec::new(),

@@ -137,7 +137,7 @@ fn place(place: &Where, config: &Path) -> Result<(Images, BTreeMap<String, Vec<S
 fn profiles(config: &Config) -> BTreeMap<String, Vec<String>> {
     let files = config.profiles.iter().filter_map(|(name, profile)| {
         let boot = profile.boot.as_ref()?;
-        let all = std::iter::once(&boot.kernel).chain(&boot.initrd).cloned();
+        let all = std::iter::once(&boot.kernel).chain(&boot.initrd).chain(&boot.files).cloned();
         Some((name.clone(), all.collect()))
     });
     files.collect()

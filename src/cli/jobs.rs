@@ -38,6 +38,8 @@ pub(super) enum JobsCommand {
     List(ListArgs),
     /// One job: who asked, how far it is, why it ended or waits, and what to do next.
     Show(OneArgs),
+    /// What a job's installer sent to the syslog receiver.
+    Log(LogArgs),
     /// Show changes as they come, until no job is under way.
     Watch,
     /// End a job and put its VM back.
@@ -69,6 +71,13 @@ pub(super) struct OneArgs {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+}
+
+/// Arguments of `jobs log`.
+#[derive(Debug, Args)]
+pub(super) struct LogArgs {
+    /// The job's id, or its VM's name or uuid for the newest job of that VM.
+    job: String,
 }
 
 /// Arguments of `jobs resolve`.
@@ -113,6 +122,7 @@ pub(super) async fn run(args: &JobsArgs, config: &Path) -> Answer {
     match command {
         JobsCommand::List(args) => list(&link, args).await,
         JobsCommand::Show(args) => show(&link, args).await,
+        JobsCommand::Log(args) => log(&link, args).await,
         JobsCommand::Watch => watch(&link).await,
         JobsCommand::Cancel(args) => operate(&link, args, "cancel", &serde_json::json!({})).await,
         JobsCommand::Finish(args) => operate(&link, args, "finish", &serde_json::json!({})).await,
@@ -182,6 +192,18 @@ async fn show(link: &Link, args: &OneArgs) -> Answer {
     Ok(Ended::Done)
 }
 
+async fn log(link: &Link, args: &LogArgs) -> Answer {
+    let id = id_of(link, &args.job).await?;
+    let lines = link.get_text(&format!("/v1/jobs/{id}/log")).await?;
+    if lines.is_empty() {
+        note(
+            "nothing came from this machine; [syslog] and the profile's kernel arguments say where installers log to",
+        );
+    }
+    print(&lines);
+    Ok(Ended::Done)
+}
+
 fn shown(job: &JobView) -> String {
     let lines = |all: Vec<String>| all.join("\n");
     let states = job.states.iter().map(|state| format!("{} {:.1} s", state.name, state.seconds)).collect();
@@ -229,6 +251,8 @@ fn shown(job: &JobView) -> String {
     if !job.xe_commands.is_empty() {
         pairs.push(("by hand", lines(job.xe_commands.clone())));
     }
+    let installers = job.stages.iter().filter(|stage| !stage.log.is_empty());
+    pairs.extend(installers.map(|stage| ("installer's log", stage.log.clone())));
     let log = job.log.iter().map(|line| format!("{}  {}", line.at, line.text)).collect();
     pairs.push(("log", lines(log)));
     fields(&pairs)

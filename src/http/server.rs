@@ -91,6 +91,8 @@ pub struct Shared {
     pub sink: Arc<dyn Sink>,
     /// What is rendered.
     pub templates: Arc<Templates>,
+    /// Where installers are told to log to.
+    pub log: Option<SocketAddrV4>,
 }
 
 /// Why the service cannot begin.
@@ -132,7 +134,8 @@ pub fn bind(config: &HttpConfig, shared: Shared) -> Result<Server, BindError> {
         Some(_) | None => config.public_url.clone(),
     };
     info!(%address, url = %public, "boot HTTP listens");
-    Ok(Server { listener, address, shared, files, urls: Urls::new(&public), limits: Limits::default() })
+    let urls = Urls::new(&public).with_log(shared.log);
+    Ok(Server { listener, address, shared, files, urls, limits: Limits::default() })
 }
 
 fn listen(config: &HttpConfig) -> io::Result<(TcpListener, SocketAddr)> {

@@ -35,7 +35,7 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
-    /// Files: `u/linux` (300,000 bytes, each the low byte of its offset), `u/initrd.gz`, `unnamed`, and a canary
+    /// Files: `u/linux` (300,000 bytes, each the low byte of its offset), `u/initrd.gz`, `u/live.iso`, `unnamed`, and a canary
     /// beside the root.
     pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -43,6 +43,7 @@ impl Scene {
         let write = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(name), bytes).unwrap();
         write("root/u/linux", &kernel());
         write("root/u/initrd.gz", b"initrd");
+        write("root/u/live.iso", b"iso");
         write("root/unnamed", b"unnamed");
         write("canary", b"canary");
         std::os::unix::fs::symlink("../canary", folder.path().join("root/out")).unwrap();
@@ -93,6 +94,8 @@ fn armed(attempt: u32, phase: ArmPhase) -> Arc<Armed> {
             args: "bootflip.answer={{ answer_url }}".into(),
             answer: Some("mini.j2".into()),
             fetch: bootflip::config::Fetch::Http,
+            seed: vec!["extra=mini.j2".into()],
+            files: vec!["u/live.iso".into()],
         },
         profile: "mini".into(),
         variables: BTreeMap::new(),

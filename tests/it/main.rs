@@ -34,6 +34,8 @@ mod simpool;
 mod simserver;
 mod stale;
 mod store;
+mod syslog;
+mod templates;
 mod tftp;
 mod tidy;
 mod walks;

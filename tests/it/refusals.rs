@@ -99,6 +99,8 @@ fn profile() -> Profile {
             args: "url={{ answer_url }}".into(),
             answer: Some("mini.j2".into()),
             fetch: bootflip::config::Fetch::Http,
+            seed: Vec::new(),
+            files: Vec::new(),
         }),
         completion: Completion::Report,
         min_install: Duration::from_secs(300),

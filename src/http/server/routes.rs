@@ -27,7 +27,7 @@ use super::{
 use crate::{
     boot::{
         Answer, Armed, Ask, Gate,
-        render::{GPXE_REFUSAL, IPXE_REFUSAL, RenderError, Urls, answer_name, lint::Dialect},
+        render::{GPXE_REFUSAL, IPXE_REFUSAL, RenderError, Urls, lint::Dialect},
         root::RelativePath,
         sink::{Report, ReportAnswer, Seen, Sign, Sink},
         vouch::{Unfit, Vouch},
@@ -299,16 +299,15 @@ impl Routes {
 
     async fn answer_file(&self, token: &str, name: &str, parts: &Parts, peer: IpAddr) -> Answered {
         let Answer::Boot(armed) = self.gate.answer(Ask::AnswerFile { token }) else { return not_found() };
-        if answer_name(&armed.files) != Some(name) {
-            return not_found();
-        }
-        let rendered = match self.renders.answer(&armed, &self.urls) {
+        let rendered = match self.renders.answer(&armed, &self.urls, name) {
             Ok(Some(rendered)) => rendered,
             Ok(None) => return not_found(),
             Err(problem) => return broken(&armed, &problem),
         };
         let (answered, leaves) = text(&rendered, parts);
-        if leaves {
+        // What a seed has beside the first is asked for in any number and order, and says nothing of its own.
+        let counts = armed.files.answers().next().is_some_and(|first| first.name == name);
+        if leaves && counts {
             match self.sink.answer_fetched(TokenHash::of(token), Some(peer)).await {
                 Ok(true) => {}
                 Ok(false) => return not_found(),
