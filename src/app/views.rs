@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    boot::sink::{Protocol, Transfer},
     clock::{Timestamp, seconds},
     config::ProfileKind,
     provision::{
@@ -12,6 +13,7 @@ use crate::{
         readiness::{self, Verdict as Readiness},
         reason::Reason,
         settings::xe_commands,
+        stages::usual_percent,
     },
     xen::bootloader::Diagnosis,
 };
@@ -55,6 +57,9 @@ pub struct JobView {
     pub states: Vec<Timed>,
     /// Reported stages, counted from the HVM start.
     pub stages: Vec<StageView>,
+    /// What its machine fetched since the server began, oldest first; left out of lists.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub transfers: Vec<TransferView>,
     /// Whether the installed system is ready for a PV start, when it said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub readiness: Option<ReadinessView>,
@@ -93,6 +98,43 @@ pub struct StageView {
     pub percent: Option<u8>,
     /// The beginning of the report's body.
     pub note: String,
+    /// The end of the installer's log, which came with `failed`; left out of lists.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub log: String,
+}
+
+/// One transfer that ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TransferView {
+    /// When it ended, RFC 3339 in UTC.
+    pub at: String,
+    /// `http` or `tftp`.
+    pub protocol: Protocol,
+    /// To which address.
+    pub peer: String,
+    /// What, without tokens.
+    pub file: String,
+    /// Bytes of content.
+    pub bytes: u64,
+    /// How long it took.
+    pub seconds: f64,
+    /// `sent`, `complete`, `broken-off`, `refused`, …
+    pub outcome: String,
+}
+
+impl TransferView {
+    /// Of a transfer that ended then.
+    pub fn of(at: Timestamp, transfer: &Transfer) -> Self {
+        Self {
+            at: at.to_string(),
+            protocol: transfer.protocol,
+            peer: transfer.peer.to_string(),
+            file: transfer.file.clone(),
+            bytes: transfer.bytes,
+            seconds: seconds(transfer.took),
+            outcome: transfer.outcome.to_owned(),
+        }
+    }
 }
 
 /// What the installed system's document comes to on this pool.
@@ -132,7 +174,9 @@ pub enum Verdict {
 
 /// A job without its log, for lists.
 pub fn brief(job: &Job, now: Timestamp) -> JobView {
-    JobView { log: Vec::new(), ..full(job, now) }
+    let mut view = JobView { log: Vec::new(), ..full(job, now) };
+    view.stages.iter_mut().for_each(|stage| stage.log.clear());
+    view
 }
 
 /// A job with all that there is to say.
@@ -170,10 +214,12 @@ pub fn full(job: &Job, now: Timestamp) -> JobView {
             .map(|stage| StageView {
                 name: stage.name.clone(),
                 seconds: started.map_or(0.0, |started| seconds(stage.at.since(started))),
-                percent: stage.percent,
+                percent: stage.percent.or_else(|| usual_percent(&stage.name)),
                 note: stage.note.clone(),
+                log: stage.log.clone(),
             })
             .collect(),
+        transfers: Vec::new(),
         readiness: readiness(job),
         differences: job.differences.clone(),
         next_step: next_step(job),

@@ -21,6 +21,7 @@ pub mod reason;
 pub mod recovery;
 pub mod runner;
 pub mod settings;
+pub mod stages;
 pub mod starting;
 pub mod step;
 
