@@ -407,6 +407,25 @@ mod tests {
     }
 
     #[test]
+    fn what_the_installed_system_told_is_shown_as_it_counts_on_this_pool() {
+        let mut job = job();
+        let document = r#"{"v":1,"root":"UUID=1","boot":{"kind":"partition","fs":"ext2"},
+            "menu":{"file":"/boot/grub/grub.cfg","kernel":"/vmlinuz-1"},
+            "kernels":[{"version":"1","file":"/boot/vmlinuz-1","compression":"zstd","xen_pv":"yes","block":"initrd",
+                        "net":"initrd"}],
+            "checks":[{"check":"fstab","state":"mended","detail":"by UUID"}]}"#;
+        job.readiness = Some(readiness::Document::parse(document.as_bytes()).unwrap());
+        for (xen, verdict, mended, problems) in
+            [((4, 17), "mended", 1, 0), ((4, 13), "not-ready", 0, 1), ((4, 15), "mended", 1, 0)]
+        {
+            job.xen = Some(crate::xen::version::XenVersion::new(xen.0, xen.1));
+            let view = full(&job, at(1)).readiness.unwrap();
+            assert_eq!(view.verdict, verdict);
+            assert_eq!((view.mended.len(), view.problems.len()), (mended, problems));
+        }
+    }
+
+    #[test]
     fn a_view_survives_json() {
         let view = full(&job(), at(5));
         let text = serde_json::to_string(&view).unwrap();
