@@ -271,7 +271,7 @@ kernels() {
         [ -f "$kernels_file" ] || continue
         kernels_version=${kernels_file##*/}
         kernels_version=${kernels_version#*-}
-        case $kernels_version in *rescue* | *.old | *.bak | *.dpkg-* | *.rpm*) continue ;; esac
+        case $kernels_version in *rescue* | *.old | *.bak | *.dpkg-* | *.rpm* | *[!A-Za-z0-9._+~-]*) continue ;; esac
         [ "$(configured "$kernels_version" CONFIG_XEN_PV y)" = no ] || echo "$kernels_version"
     done | sort -u | sort -rV
 }
@@ -341,7 +341,7 @@ keep_copy() { # VERSION IMAGE COMPRESSION
     [ "$3" = gzip ] || keep_length=$((keep_length - 4))
     keep_next=$ROOT/boot/.pv-ready.$$
     bytes "$2" "${keep_at% *}" "$keep_length" | unpack "$3" >"$TMP/elf"
-    if [ "$(hex "$TMP/elf" 0 4)" = 7f454c46 ] && gzip -9c "$TMP/elf" >"$keep_next" &&
+    if [ "$(hex "$TMP/elf" 0 4)" = 7f454c46 ] && gzip -9c <"$TMP/elf" >"$keep_next" &&
         gzip -t <"$keep_next" && mv -f "$keep_next" "$(copy_of "$1")"; then
         return 0
     fi
@@ -385,7 +385,7 @@ pv_image_of() { # VERSION
 distribution_args() { # VERSION
     for args_file in "$ROOT"/boot/loader/entries/*-"$1".conf; do
         [ -f "$args_file" ] || continue
-        args_options=$(sed -n 's/^options[ \t]*//p' "$args_file" | head -n 1)
+        args_options=$(sed -n "s/^options[ $TAB]*//p" "$args_file" | head -n 1)
         args_saved=$(sed -n 's/^kernelopts=//p' "$ROOT/boot/grub2/grubenv" 2>/dev/null | head -n 1)
         case $args_options in *\$kernelopts*) args_options="$args_saved $args_options" ;; esac
         printf '%s\n' "$args_options" | by_uuid
@@ -405,9 +405,10 @@ distribution_args() { # VERSION
 
 # root by UUID, and hvc0 as the last console, which is where a PV guest's /dev/console is.
 args_of() { # VERSION
+    args_told=$(distribution_args "$1")
     set -f
-    # shellcheck disable=SC2046
-    set -- $(distribution_args "$1")
+    # shellcheck disable=SC2086
+    set -- $args_told
     set +f
     args="root=$ROOT_SPEC ro$ROOT_FLAGS"
     for args_word in "$@"; do
@@ -709,7 +710,7 @@ check_menu() {
     fi
     for menu_file in "$PYGRUB_KERNEL" $PYGRUB_INITRD; do
         if [ ! -f "$BASE$menu_file" ]; then
-            PYGRUB_WHY="$menu_file is not there"
+            PYGRUB_WHY=${PYGRUB_WHY:-"$menu_file is not there"}
             found menu problem "$PYGRUB_MENU names $menu_file, which is not on that file system"
         elif [ "$(size_of "$BASE$menu_file")" -gt "$LARGEST" ]; then
             found size problem "$menu_file has $(size_of "$BASE$menu_file") bytes; pygrub copies at most $LARGEST: MODULES=dep or COMPRESS=xz in initramfs.conf make an initrd smaller"

@@ -16,7 +16,7 @@ use super::{
     planning,
     preview::{self, PreviewError, Wanted, machine_config, profile_for},
     selection::{Candidate, Selection, resolve},
-    views::{self, JobView},
+    views::{self, JobView, TransferView},
 };
 use crate::{
     boot::{
@@ -127,7 +127,9 @@ impl Desk {
     pub async fn job(&self, id: &str) -> Result<JobView, DeskError> {
         let job = self.executor.job(id).await.map_err(OperationError::from)?;
         let job = job.ok_or_else(|| OperationError::NoSuchJob(id.to_owned()))?;
-        Ok(views::full(&job, self.clock.now()))
+        let transfers = self.executor.transfers(id);
+        let transfers = transfers.iter().map(|(at, transfer)| TransferView::of(*at, transfer)).collect();
+        Ok(JobView { transfers, ..views::full(&job, self.clock.now()) })
     }
 
     /// What a job's machine sent by syslog since the job was made.
@@ -251,7 +253,13 @@ impl Desk {
 
     /// E0, without a job.
     async fn look(&self, line: OrderLine, new: &NewJob) -> (OrderLine, Option<Wish>) {
-        let preview = match self.executor.preview(new.clone()).await {
+        let Some(api) = self.apis.get(&new.pool) else {
+            return (
+                OrderLine { detail: OperationError::NoSuchPool(new.pool.clone()).to_string(), ..line },
+                None,
+            );
+        };
+        let preview = match self.executor.preview(new.clone(), api).await {
             Ok(Ok(preview)) => preview,
             // Nothing was learnt of the VM: the job looks itself, and waits for the pool.
             Ok(Err(error)) if says_nothing(&error) => {

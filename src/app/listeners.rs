@@ -11,6 +11,7 @@ use crate::{
         Gate,
         render::{Templates, Urls},
         sink::Sink,
+        vouch::Vouch,
     },
     clock::Clock,
     config::Config,
@@ -113,6 +114,11 @@ impl Listeners {
     /// The boot URLs, where boot HTTP is on.
     pub(super) fn urls(&self) -> Option<Urls> {
         self.http.as_ref().map(|http| http.urls().clone())
+    }
+
+    /// The boot files, where boot HTTP is on.
+    pub(super) fn files(&self) -> Option<Vouch> {
+        self.http.as_ref().map(|http| http.files().clone())
     }
 
     /// Where the status of DHCP can be read, for each interface.

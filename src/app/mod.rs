@@ -8,6 +8,7 @@ pub mod admin;
 pub mod create;
 pub mod desk;
 pub mod identity;
+pub mod images;
 pub mod inventory;
 pub mod key;
 pub mod loaders;
@@ -17,6 +18,7 @@ pub mod orders;
 pub mod planning;
 pub mod preview;
 pub mod probe;
+pub mod publish;
 pub mod reach;
 pub mod selection;
 pub mod serving;
@@ -189,7 +191,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
     let (dhcp, syslog) = (listeners.dhcp_boards(), listeners.syslog_board());
     let addresses = listeners.addresses(admin.path());
     write_addresses(&config, &addresses)?;
-    offer.open(urls.clone());
+    offer.open(urls.clone(), listeners.files());
     tracing::info!(server = %config.server_name, pools = apis.len(), jobs = first.len(), %addresses, "serve");
     let known = Known::default();
     let desk = Arc::new(Desk {

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     orders::{FilePlan, FileRole, HostPlan, PoolPlan},
-    serving::file_problem,
+    serving::{file_problem, published},
 };
 use crate::{
     boot::{
@@ -98,7 +98,7 @@ fn file(root: &Path, path: &str, role: FileRole, profile: &Profile) -> FilePlan 
         profiles: vec![profile.name.clone()],
         bytes,
         sha256,
-        problem: file_problem(root, path),
+        problem: published(root).map_or_else(Some, |files| file_problem(&files, path)),
     }
 }
 

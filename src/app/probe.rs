@@ -9,7 +9,7 @@ use crate::{
     boot::{
         Gate,
         render::Templates,
-        sink::{Report, ReportAnswer, Seen, Sink, Unavailable},
+        sink::{Report, ReportAnswer, Seen, Sink, Transfer, Unavailable},
     },
     clock::SystemClock,
     config::Config,
@@ -71,6 +71,8 @@ struct Deaf;
 
 impl Sink for Deaf {
     fn seen(&self, _: Seen) {}
+
+    fn transferred(&self, _: Transfer) {}
 
     fn answer_fetched<'a>(
         &'a self,

@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    boot::sink::{Protocol, Transfer},
     clock::{Timestamp, seconds},
     config::ProfileKind,
     provision::{
@@ -56,6 +57,9 @@ pub struct JobView {
     pub states: Vec<Timed>,
     /// Reported stages, counted from the HVM start.
     pub stages: Vec<StageView>,
+    /// What its machine fetched since the server began, oldest first; left out of lists.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub transfers: Vec<TransferView>,
     /// Whether the installed system is ready for a PV start, when it said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub readiness: Option<ReadinessView>,
@@ -97,6 +101,40 @@ pub struct StageView {
     /// The end of the installer's log, which came with `failed`; left out of lists.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub log: String,
+}
+
+/// One transfer that ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TransferView {
+    /// When it ended, RFC 3339 in UTC.
+    pub at: String,
+    /// `http` or `tftp`.
+    pub protocol: Protocol,
+    /// To which address.
+    pub peer: String,
+    /// What, without tokens.
+    pub file: String,
+    /// Bytes of content.
+    pub bytes: u64,
+    /// How long it took.
+    pub seconds: f64,
+    /// `sent`, `complete`, `broken-off`, `refused`, …
+    pub outcome: String,
+}
+
+impl TransferView {
+    /// Of a transfer that ended then.
+    pub fn of(at: Timestamp, transfer: &Transfer) -> Self {
+        Self {
+            at: at.to_string(),
+            protocol: transfer.protocol,
+            peer: transfer.peer.to_string(),
+            file: transfer.file.clone(),
+            bytes: transfer.bytes,
+            seconds: seconds(transfer.took),
+            outcome: transfer.outcome.to_owned(),
+        }
+    }
 }
 
 /// What the installed system's document comes to on this pool.
@@ -181,6 +219,7 @@ pub fn full(job: &Job, now: Timestamp) -> JobView {
                 log: stage.log.clone(),
             })
             .collect(),
+        transfers: Vec::new(),
         readiness: readiness(job),
         differences: job.differences.clone(),
         next_step: next_step(job),
@@ -365,6 +404,25 @@ mod tests {
         assert!(next_step(&job).contains("bootflip jobs resolve j1"));
         (job.state, job.reason) = (State::Failed, Some(Reason::NoReport));
         assert!(next_step(&job).contains("bootflip jobs retry j1"));
+    }
+
+    #[test]
+    fn what_the_installed_system_told_is_shown_as_it_counts_on_this_pool() {
+        let mut job = job();
+        let document = r#"{"v":1,"root":"UUID=1","boot":{"kind":"partition","fs":"ext2"},
+            "menu":{"file":"/boot/grub/grub.cfg","kernel":"/vmlinuz-1"},
+            "kernels":[{"version":"1","file":"/boot/vmlinuz-1","compression":"zstd","xen_pv":"yes","block":"initrd",
+                        "net":"initrd"}],
+            "checks":[{"check":"fstab","state":"mended","detail":"by UUID"}]}"#;
+        job.readiness = Some(readiness::Document::parse(document.as_bytes()).unwrap());
+        for (xen, verdict, mended, problems) in
+            [((4, 17), "mended", 1, 0), ((4, 13), "not-ready", 0, 1), ((4, 15), "mended", 1, 0)]
+        {
+            job.xen = Some(crate::xen::version::XenVersion::new(xen.0, xen.1));
+            let view = full(&job, at(1)).readiness.unwrap();
+            assert_eq!(view.verdict, verdict);
+            assert_eq!((view.mended.len(), view.problems.len()), (mended, problems));
+        }
     }
 
     #[test]

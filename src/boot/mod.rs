@@ -11,6 +11,7 @@ pub mod root;
 pub mod sink;
 #[cfg(test)]
 mod tests;
+pub mod vouch;
 
 use std::{
     collections::{BTreeMap, HashMap},

@@ -15,8 +15,9 @@ use super::{
 use crate::{
     app::{
         orders::ResolveOrder,
-        views::{JobView, Verdict},
+        views::{JobView, TransferView, Verdict},
     },
+    boot::sink::Protocol,
     provision::job::Resolution,
 };
 
@@ -235,6 +236,9 @@ fn shown(job: &JobView) -> String {
         pairs.push(("look at", lines(job.checklist.clone())));
     }
     pairs.extend([("states", lines(states)), ("stages", lines(stages.collect()))]);
+    if !job.transfers.is_empty() {
+        pairs.push(("fetched", lines(job.transfers.iter().map(fetched).collect())));
+    }
     if let Some(readiness) = &job.readiness {
         let all = [("", &readiness.mended), ("change: ", &readiness.problems), ("note: ", &readiness.advice)];
         let told = all.iter().flat_map(|(kind, what)| what.iter().map(move |text| format!("{kind}{text}")));
@@ -252,6 +256,15 @@ fn shown(job: &JobView) -> String {
     let log = job.log.iter().map(|line| format!("{}  {}", line.at, line.text)).collect();
     pairs.push(("log", lines(log)));
     fields(&pairs)
+}
+
+fn fetched(transfer: &TransferView) -> String {
+    let TransferView { at, file, bytes, seconds, outcome, peer, protocol } = transfer;
+    let by = match protocol {
+        Protocol::Http => "HTTP",
+        Protocol::Tftp => "TFTP",
+    };
+    format!("{at}  {file} by {by}, {bytes} bytes to {peer} in {seconds:.1} s: {outcome}")
 }
 
 async fn watch(link: &Link) -> Answer {

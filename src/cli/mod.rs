@@ -8,6 +8,7 @@ pub mod demo;
 mod deploy;
 mod dhcp;
 mod doctor_guest;
+mod image;
 mod jobs;
 pub mod lab;
 mod link;
@@ -74,6 +75,9 @@ enum Command {
     Restore(restore::RestoreArgs),
     /// Show what a machine would be served.
     Render(render::RenderArgs),
+    /// Bring installers' kernels, initrds and ISOs into http.root, and check them.
+    #[command(subcommand)]
+    Image(image::ImageCommand),
     /// Look at templates: list, show, or look for what is wrong with them.
     #[command(subcommand)]
     Template(template::TemplateCommand),
@@ -194,6 +198,7 @@ async fn run(cli: Cli) -> Answer {
         Command::Jobs(args) => jobs::run(&args, &config).await,
         Command::Restore(args) => restore::run(&args, &config).await,
         Command::Render(args) => render::run(&args, &config).await,
+        Command::Image(command) => image::run(&command, &config).await,
         Command::Template(command) => template::run(&command, &config),
         Command::Loaders(command) => loaders::run(&command, &config).await,
         Command::Demo(args) => match demo::run(&args).await {

@@ -13,6 +13,7 @@ pub mod variables;
 
 use std::{collections::BTreeMap, net::Ipv4Addr, num::NonZeroU16, path::PathBuf, time::Duration};
 
+use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::{machine::MacAddr, secret::Secret, tftp::transfer::Rollover};
@@ -203,6 +204,8 @@ pub struct TftpConfig {
     pub block_size: u16,
     /// The largest window (RFC 7440), in blocks.
     pub window: u16,
+    /// The networks that are answered; none: all.
+    pub clients: Vec<Ipv4Net>,
     /// Transfers of one address at the same time.
     pub transfers_per_client: u16,
     /// Transfers at the same time.

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use ipnet::Ipv4Net;
 use toml::de::DeValue;
 
 use super::{
@@ -125,6 +126,7 @@ section! {
         rollover: u16,
         block_size: u16,
         window: u16,
+        clients: Vec<At<Ipv4Net>>,
         transfers_per_client: u16,
         transfers: u16,
     }
@@ -355,6 +357,16 @@ impl Scalar for Ipv4Addr {
 
     fn scan(text: &str) -> Option<Self> {
         text.parse().ok()
+    }
+}
+
+impl Scalar for Ipv4Net {
+    const FORM: &str = "an IPv4 network";
+    const EXAMPLE: &str = "\"10.1.0.0/24\"";
+
+    /// An address with host bits is somebody's, and no network.
+    fn scan(text: &str) -> Option<Self> {
+        text.parse().ok().filter(|network: &Self| network.network() == network.addr())
     }
 }
 

@@ -174,3 +174,35 @@ mod tests {
         assert_eq!(wrong, (None, ReportAnswer::Unknown));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        provision::tests::{at, job},
+        secret::TokenHash,
+    };
+
+    fn report(stage: &str, body: &[u8]) -> Report {
+        let (stage, body) = (stage.to_owned(), body.to_vec());
+        Report { token: TokenHash::of("t"), stage, body, peer: None, by_get: false }
+    }
+
+    #[test]
+    fn a_document_that_cannot_be_read_is_noted_and_counts_as_none() {
+        let job = Job { state: State::Installing, ..job("j", 0) };
+        for body in [&b"percent=40"[..], b"", b"\xff{", b"{\"v\":1}", b"[[[[[[[["] {
+            let (event, answer) = judge(&job, &report("ready", body), Channel::Report, at(1));
+            assert_eq!(answer, ReportAnswer::Accepted, "the installer goes on");
+            let Some(Event::Ready(stage, None)) = event else { panic!("{event:?}") };
+            assert!(stage.note.starts_with("its document is left aside: "), "{}", stage.note);
+        }
+    }
+
+    #[test]
+    fn a_document_is_the_installers_to_send() {
+        let job = Job { state: State::Verifying, ..job("j", 0) };
+        let (event, answer) = judge(&job, &report("ready", b"{}"), Channel::Booted, at(1));
+        assert_eq!((event, answer), (None, ReportAnswer::Unknown));
+    }
+}

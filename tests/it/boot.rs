@@ -11,7 +11,7 @@ use bootflip::{
     boot::{
         ArmPhase, Armed, Gate, Machine,
         render::Templates,
-        sink::{Report, ReportAnswer, Seen, Sign, Sink, Unavailable},
+        sink::{Report, ReportAnswer, Seen, Sign, Sink, Transfer, Unavailable},
     },
     config::BootFiles,
     machine::MacAddr,
@@ -109,6 +109,7 @@ fn armed(attempt: u32, phase: ArmPhase) -> Arc<Armed> {
 #[derive(Debug)]
 pub(crate) struct Recorder {
     pub(crate) seen: Mutex<Vec<Seen>>,
+    pub(crate) transfers: Mutex<Vec<Transfer>>,
     pub(crate) reports: Mutex<Vec<Report>>,
     pub(crate) answers_fetched: Mutex<u32>,
     pub(crate) report_answer: Mutex<ReportAnswer>,
@@ -120,6 +121,7 @@ impl Default for Recorder {
     fn default() -> Self {
         Self {
             seen: Mutex::default(),
+            transfers: Mutex::default(),
             reports: Mutex::default(),
             answers_fetched: Mutex::default(),
             report_answer: Mutex::new(ReportAnswer::Accepted),
@@ -153,6 +155,11 @@ impl Recorder {
 impl Sink for Recorder {
     fn seen(&self, seen: Seen) {
         self.seen.lock().unwrap().push(seen);
+        self.signal.notify_waiters();
+    }
+
+    fn transferred(&self, transfer: Transfer) {
+        self.transfers.lock().unwrap().push(transfer);
         self.signal.notify_waiters();
     }
 

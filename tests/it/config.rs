@@ -93,6 +93,7 @@ fn the_defaults_that_the_example_names_are_the_defaults() {
         "ntp",
         "mtu",
         "252",
+        "clients",
     ];
     let uncomment = |line: &str| {
         let key = line.strip_prefix("# ").and_then(|line| line.split_once(" = ")).map(|(key, _)| key);

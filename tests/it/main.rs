@@ -16,6 +16,7 @@ mod evidence;
 mod guests;
 mod http;
 mod idle;
+mod images;
 mod kill;
 mod lab;
 mod loaders;

@@ -346,6 +346,8 @@ fn every_line_of_the_preseed_is_an_answer() {
             let words: Vec<&str> = line.split_whitespace().take(3).collect();
             assert!(matches!(words[0], "d-i" | "tasksel"), "{line}");
             assert!(words[1].contains('/'), "{line}");
+            // A command is one argument of `sh -c`, and Linux takes 128 KiB (MAX_ARG_STRLEN).
+            assert!(line.len() < 100_000, "{} bytes: {}", line.len(), words[1]);
             let kinds = ["string", "boolean", "select", "multiselect", "note", "password"];
             assert!(kinds.contains(&words[2]), "{line}");
         }

@@ -1,7 +1,8 @@
 //! `pv-ready.sh` under dash and busybox ash, on the file systems of six releases.
 
 use std::{
-    path::Path,
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
     process::{Command, Output},
 };
 
@@ -17,7 +18,7 @@ use crate::common::programs::missing;
 const SHELLS: [&[&str]; 2] = [&["dash"], &["busybox", "ash"]];
 const TOOLS: [&str; 6] = ["dash", "busybox", "gzip", "xz", "lz4", "zstd"];
 
-pub(super) fn script() -> std::path::PathBuf {
+pub(super) fn script() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("config/guest/pv-ready.sh")
 }
 
@@ -41,6 +42,14 @@ pub(super) fn document(output: &Output) -> (Document, i32) {
         panic!("{error}: {said}\n{}", String::from_utf8_lossy(&output.stderr));
     });
     (document, output.status.code().unwrap())
+}
+
+type Snapshot = BTreeMap<PathBuf, (u32, Vec<u8>)>;
+
+/// The paths that are not the same in both.
+fn differing(one: &Snapshot, other: &Snapshot) -> Vec<PathBuf> {
+    let all: BTreeSet<&PathBuf> = one.keys().chain(other.keys()).collect();
+    all.into_iter().filter(|path| one.get(*path) != other.get(*path)).cloned().collect()
 }
 
 fn xen(text: &str) -> Option<XenVersion> {
@@ -77,21 +86,23 @@ fn six_releases_are_readied_once_and_the_second_run_changes_nothing() {
                         "{name}: {second:?}"
                     );
                     assert_eq!(judge(&second, xen("4.13")).verdict, Verdict::Ready, "{name} {shell:?}");
-                    let again = tree.snapshot();
-                    let changed: Vec<_> = again
-                        .iter()
-                        .filter(|(path, file)| after.get(*path) != Some(file))
-                        .map(|(path, _)| path)
-                        .collect();
-                    assert!(
-                        changed.is_empty() && again.len() == after.len(),
-                        "{name} {shell:?}: {changed:?}"
+                    assert_eq!(
+                        differing(&after, &tree.snapshot()),
+                        Vec::<PathBuf>::new(),
+                        "{name} {shell:?}"
                     );
                     let (check, _) = document(&run(shell, &tree, &["--check"]));
                     assert_eq!(check.xen, "4.13", "the version is kept for later runs");
                     made.push(after);
                 }
-                assert_eq!(made[0], made[1], "{name}: both shells make the same");
+                // gzip's own bytes are another's in busybox.
+                made.iter_mut()
+                    .for_each(|tree| tree.retain(|path, _| path.extension() != Some("gz".as_ref())));
+                assert_eq!(
+                    differing(&made[0], &made[1]),
+                    Vec::<PathBuf>::new(),
+                    "{name}: both shells make the same"
+                );
             });
         }
     });
@@ -284,16 +295,18 @@ fn names_that_are_hostile_to_json_and_very_many_kernels_stay_one_small_document(
     }
     let tree = release("ubuntu-18.04");
     for n in 0..40 {
-        tree.kernel(&format!("9.{n}-\"quo\\ted\"-{}", "x".repeat(150)), "gzip");
+        tree.kernel(&format!("9.{n}-{}", "x".repeat(150)), "gzip");
     }
-    tree.file("etc/os-release", "PRETTY_NAME=\"\u{1b}[31m\u{7f}\u{e9}\\\\ tab\there\"\n");
+    tree.kernel("9.99-\"quo\\ted\" 'x'", "gzip");
+    tree.file("etc/os-release", "PRETTY_NAME=\"\u{1b}[31m\u{7f}\u{e9}\\ tab\there\"\n");
+    tree.file("etc/fstab", "LABEL=a\"b\\c / ext4 defaults 0 1\n");
     for shell in SHELLS {
         let (document, _) = document(&run(shell, &tree, &["--check"]));
+        assert_eq!(document.root, "LABEL=a\"b\\c", "{shell:?}");
         assert_eq!(document.kernels.len(), 6);
         assert!(
-            document.kernels[0].version.starts_with("9.39-\"quo\\ted\""),
-            "{}",
-            document.kernels[0].version
+            document.kernels[0].version.starts_with("9.39-xx"),
+            "a name that no menu could hold is left out"
         );
         assert!(document.os.is_ascii());
     }

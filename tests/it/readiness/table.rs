@@ -3,6 +3,7 @@
 
 use std::{
     io::Write as _,
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::Mutex,
@@ -34,7 +35,7 @@ struct Disk {
     /// sfdisk's script; empty: no partition table.
     table: &'static str,
     at: u64,
-    /// mke2fs's type and features; empty: no file system.
+    /// mke2fs's type and features; empty: nothing; `stamp`: these bytes at this place, and no more.
     fs: &'static [&'static str],
 }
 
@@ -52,6 +53,9 @@ const EXT4: &[&str] = &["-t", "ext4", "-O", "64bit,metadata_csum"];
 /// As mke2fs makes it since 1.47.
 const NEW_EXT4: &[&str] = &["-t", "ext4", "-O", "64bit,metadata_csum,metadata_csum_seed,orphan_file"];
 const PLAIN_EXT4: &[&str] = &["-t", "ext4", "-O", "^64bit,^metadata_csum"];
+
+const VOLUME: &[&str] = &["stamp", "536", "LVM2 001"];
+const ENCRYPTED: &[&str] = &["stamp", "0", "LUKS"];
 
 const fn disk(table: &'static str, at: u64, fs: &'static [&'static str]) -> Disk {
     Disk { table, at, fs }
@@ -155,7 +159,8 @@ fn rows() -> Vec<Row> {
         row("the root of an entry is LVM", mbr(EXT2), with_menus(Some(&on_lvm), None)),
         row("a kernel that is gone", mbr(EXT2), with_menus(Some(&gone), None)),
         row("a logical partition", disk(LOGICAL, 6 * MIB, EXT2), tidy("ubuntu-18.04")),
-        row("a physical volume of LVM", disk(LVM, MIB, &[]), tidy("ubuntu-18.04")),
+        row("a physical volume of LVM", disk(LVM, MIB, VOLUME), tidy("ubuntu-18.04")),
+        row("an encrypted partition", mbr(ENCRYPTED), tidy("ubuntu-18.04")),
         row("a damaged superblock", mbr(&[]), tidy("ubuntu-18.04")),
         Row {
             differs: Some("pygrub is content; the system would not find its root under xvda"),
@@ -204,8 +209,14 @@ fn image(row: &Row, path: &Path) {
         child.stdin.take().unwrap().write_all(row.disk.table.as_bytes()).unwrap();
         assert!(child.wait().unwrap().success(), "{}", row.image);
     }
-    if row.disk.fs.is_empty() {
-        return;
+    match row.disk.fs {
+        [] => return,
+        ["stamp", place, bytes] => {
+            let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+            file.write_all_at(bytes.as_bytes(), row.disk.at + place.parse::<u64>().unwrap()).unwrap();
+            return;
+        }
+        _ => {}
     }
     let mut make = Command::new("mke2fs");
     make.args(["-q", "-F"]).args(row.disk.fs).arg("-E").arg(format!("offset={}", row.disk.at));
