@@ -48,7 +48,7 @@ ln -sfn "$lab" "$out/lab"
 
 # Debian's packages as they are: unpacked, never configured, since dom0 runs no service manager. Kept between runs.
 packages="xen-hypervisor-4.17-amd64 xen-utils-4.17 xen-utils-common qemu-system-xen seabios ipxe-qemu openssh-server
-    iproute2 bash coreutils sed grep mawk busybox-static"
+    iproute2 bash coreutils util-linux sed grep mawk busybox-static"
 packages=$(echo $packages | tr ' ' ,)
 if [ "$(cat "$shop/packages" 2>/dev/null)" != "$packages" ]; then
     say "downloading dom0's packages"
@@ -128,7 +128,10 @@ PasswordAuthentication no
 UsePAM no
 UseDNS no
 MaxSessions 50
+SetEnv PATH=/usr/lib/xen-4.17/bin:/usr/sbin:/usr/bin
 SSHD
+install -m 755 "$own/hotplug-block.sh" "$root/etc/xen/scripts/block"
+install -m 755 "$own/hotplug-vif.sh" "$root/etc/xen/scripts/vif-bridge"
 rm -f "$root/usr/sbin/init"
 install -m 755 "$own/dom0-init.sh" "$root/usr/sbin/init"
 # boot-init.sh finds the root by this.
