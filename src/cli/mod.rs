@@ -9,6 +9,7 @@ mod deploy;
 mod dhcp;
 mod jobs;
 pub mod lab;
+mod labxen;
 mod link;
 mod loaders;
 mod pool;
@@ -79,6 +80,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Play the whole cycle in QEMU: real firmware, a real installer, the real pygrub. Needs root.
     Lab(lab::LabArgs),
+    /// Play the whole cycle on a real Xen, itself in QEMU: PV to HVM and back to PV. Needs root.
+    LabXen(labxen::XenLabArgs),
     /// Serve a simulated pool, to try things against.
     Simulate(simulate::SimulateArgs),
 }
@@ -195,6 +198,7 @@ async fn run(cli: Cli) -> Answer {
             Err(error) => Err(Stop::new(Ended::Failed, format!("{error:#}"))),
         },
         Command::Lab(args) => played(lab::run(&args).await),
+        Command::LabXen(args) => labxen::run(&args).await,
         Command::Simulate(args) => simulate::run(&args).await,
     }
 }
