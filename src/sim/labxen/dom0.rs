@@ -124,10 +124,19 @@ impl DomZero {
         self.folder.join("consoles").join(format!("guest-{name}.log"))
     }
 
+    /// The heads of all packets on the guests' wire so far, as a pcap file.
+    pub fn wire(&self) -> Vec<u8> {
+        std::fs::read(wire_capture(&self.folder)).unwrap_or_default()
+    }
+
     /// What the hypervisor, dom0's kernel and the firmware of HVM domains have said.
     pub fn hypervisor(&self) -> String {
         read(&hypervisor_console(&self.folder))
     }
+}
+
+fn wire_capture(folder: &Path) -> PathBuf {
+    folder.join("wire.pcap")
 }
 
 fn hypervisor_console(folder: &Path) -> PathBuf {
@@ -181,6 +190,9 @@ fn arguments(lab: &LabXen, folder: &Path, disks: &[PathBuf]) -> Vec<OsString> {
     add("-device", "virtio-net-pci,netdev=control,romfile=".to_owned());
     add("-netdev", format!("tap,id=wire,ifname={TAP},script=no,downscript=no"));
     add("-device", "virtio-net-pci,netdev=wire,romfile=".to_owned());
+    // Heads of packets are enough to see who asked for what.
+    let capture = escaped(&wire_capture(folder));
+    add("-object", format!("filter-dump,id=capture,netdev=wire,file={capture},maxlen=600"));
     let consoles = escaped(&folder.join("consoles"));
     add("-virtfs", format!("local,path={consoles},mount_tag=consoles,security_model=none"));
     line

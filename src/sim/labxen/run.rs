@@ -269,6 +269,9 @@ impl<'o> Bench<'o> {
         if words::listed(&table, scene::VM) != domid {
             complaints.push(format!("the pool says domain {domid:?}, xl list says:\n{table}"));
         }
+        if words::ipxe_agent(&self.scene.body.dom0().wire()).is_none() {
+            complaints.push("no iPXE asked for the boot script".to_owned());
+        }
         let kills = u32::from(self.options.faults);
         let proven = verdict.evidence == Evidence::Booted && guest_type.as_deref() == Some("PV");
         let mut vm = vm_line(before, after, verdict, self.job.as_ref(), layout::PROFILE);
@@ -325,6 +328,8 @@ impl<'o> Bench<'o> {
             let said = firmware.into_iter().chain(words::proofs(&console));
             lines.extend(said.map(|line| format!("  {line}")));
         }
+        let agent = words::ipxe_agent(&self.scene.body.dom0().wire());
+        lines.extend(agent.map(|agent| format!("on the wire: {agent}")));
         lines.push("xl list:".to_owned());
         lines.extend(table.lines().map(|line| format!("  {}", line.trim_end())));
         lines

@@ -86,6 +86,14 @@ pub fn firmware_proofs(console: &str, domid: u32) -> Vec<&str> {
     of_domain.filter(|line| firmware.iter().any(|text| line.contains(text))).collect()
 }
 
+/// The name that an iPXE gave itself when it asked for the boot script, from packets as they were captured.
+pub fn ipxe_agent(capture: &[u8]) -> Option<String> {
+    const HEADER: &[u8] = b"User-Agent: iPXE";
+    let begins = capture.windows(HEADER.len()).position(|bytes| bytes == HEADER)?;
+    let line = capture.get(begins..)?.split(|byte| matches!(byte, b'\r' | b'\n')).next()?;
+    Some(String::from_utf8_lossy(line).into_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,6 +147,9 @@ web                                          5   256     1     --p---       0.0
         for other in ["", "guest_type=PV", "target: the booted report was taken\n"] {
             assert_eq!(guest_type(other), None, "{other}");
         }
+        let capture = b"\x01\xffGET /b/02 HTTP/1.1\r\nUser-Agent: iPXE/1.0.0+git-2019\r\nHost: x\r\n\xfe";
+        assert_eq!(ipxe_agent(capture).as_deref(), Some("User-Agent: iPXE/1.0.0+git-2019"));
+        assert_eq!(ipxe_agent(b"User-Agent: Wget\r\n"), None);
         let xen = "(XEN) x\n(d3) SeaBIOS (version 1.16)\n(d31) SeaBIOS (version 2)\n(d3) Booting from ROM...\n(d3) y\n";
         assert_eq!(firmware_proofs(xen, 3), ["(d3) SeaBIOS (version 1.16)", "(d3) Booting from ROM..."]);
     }
