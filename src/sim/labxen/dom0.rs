@@ -80,13 +80,7 @@ impl DomZero {
             }
             tokio::time::sleep(LOOK).await;
         }
-        let control = folder.join("ssh");
-        let mut connection = ssh(&keys, &control);
-        let connection = connection.args(["-M", "-N", "root@127.0.0.1"]).spawn();
-        let connection = connection.map_err(|source| XenLabError::Run { program: "ssh", source })?;
-        while !control.exists() && Instant::now() < ends {
-            tokio::time::sleep(LOOK).await;
-        }
+        let connection = connect(&keys, &folder.join("ssh"), &console, ends).await?;
         Ok(Self { _qemu: qemu, _connection: connection, folder: folder.to_owned(), keys })
     }
 
@@ -132,6 +126,30 @@ impl DomZero {
     /// What the hypervisor, dom0's kernel and the firmware of HVM domains have said.
     pub fn hypervisor(&self) -> String {
         read(&hypervisor_console(&self.folder))
+    }
+}
+
+/// The connection that all commands share. sshd listens a moment after it says that it runs, and an emulated one may
+/// miss a client's patience: what does not come about is tried again.
+async fn connect(keys: &Path, control: &Path, console: &Path, ends: Instant) -> Result<Child, XenLabError> {
+    loop {
+        let mut connection = ssh(keys, control)
+            .args(["-M", "-N", "root@127.0.0.1"])
+            .spawn()
+            .map_err(|source| XenLabError::Run { program: "ssh", source })?;
+        while matches!(connection.try_wait(), Ok(None)) {
+            if control.exists() {
+                return Ok(connection);
+            }
+            if Instant::now() > ends {
+                return Err(XenLabError::DomZero { what: "takes no ssh".to_owned(), tail: tail(console) });
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        if Instant::now() > ends {
+            return Err(XenLabError::DomZero { what: "refuses ssh".to_owned(), tail: tail(console) });
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 
