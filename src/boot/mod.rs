@@ -11,6 +11,7 @@ pub mod root;
 pub mod sink;
 #[cfg(test)]
 mod tests;
+pub mod vouch;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -23,6 +24,7 @@ use crate::{
     config::BootFiles,
     machine::MacAddr,
     secret::{Token, TokenHash},
+    xen::version::XenVersion,
 };
 
 /// What the boot services know of one machine.
@@ -65,6 +67,8 @@ pub struct Armed {
     pub variables: BTreeMap<String, serde_json::Value>,
     /// The disk to install to, as VBD.userdevice and size in bytes.
     pub disk: Option<(String, u64)>,
+    /// The oldest Xen of the hosts that may start what is installed; `None`: not known.
+    pub xen: Option<XenVersion>,
     /// How far the attempt is.
     pub phase: ArmPhase,
 }
@@ -74,10 +78,10 @@ impl Armed {
     pub fn file_sign(&self, path: &RelativePath) -> Option<Sign> {
         let names = |name: &str| RelativePath::parse(name).as_ref() == Some(path);
         if names(&self.files.kernel) {
-            Some(Sign::Kernel)
-        } else {
-            self.files.initrd.iter().any(|initrd| names(initrd)).then_some(Sign::Initrd)
+            return Some(Sign::Kernel);
         }
+        // What is fetched beside kernel and initrd comes after them, and is a sign of no more.
+        self.files.initrd.iter().chain(&self.files.files).any(|file| names(file)).then_some(Sign::Initrd)
     }
 }
 

@@ -23,10 +23,13 @@ fn armed(attempt: u32, phase: ArmPhase) -> Arc<Armed> {
             args: String::new(),
             answer: None,
             fetch: crate::config::Fetch::Http,
+            seed: Vec::new(),
+            files: Vec::new(),
         },
         profile: "p".into(),
         variables: BTreeMap::new(),
         disk: None,
+        xen: None,
         phase,
     })
 }

@@ -29,6 +29,12 @@ wants setpriv util-linux
 wants depmod kmod
 wants cpio cpio
 wants /usr/bin/python3 python3
+# The tests of PV readiness set the script beside the pygrub that is unpacked here.
+wants dash dash
+wants xz xz-utils
+wants lz4 lz4
+wants zstd zstd
+wants shellcheck shellcheck
 install_wanted
 if ! ldd "$(command -v busybox)" 2>&1 | grep -q 'not a dynamic'; then
     say "busybox must be the static one: apt-get install busybox-static" >&2

@@ -90,6 +90,8 @@ impl Executor {
             args: String::new(),
             answer: None,
             fetch: crate::config::Fetch::Http,
+            seed: Vec::new(),
+            files: Vec::new(),
         });
         Armed {
             job: job.id.clone(),
@@ -104,6 +106,7 @@ impl Executor {
             profile: job.profile.name.clone(),
             variables: job.variables.clone(),
             disk: job.disk.clone(),
+            xen: job.xen,
             phase: match job.gate {
                 GateState::Closed | GateState::Booting => ArmPhase::Booting,
                 GateState::Installing => ArmPhase::Installing,
