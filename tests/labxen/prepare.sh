@@ -21,9 +21,11 @@ lab=$(cd "$2" && pwd)
 mkdir -p "$1/boot" "$1/work"
 out=$(cd "$1" && pwd)
 # The kernel and its modules are the lab's; only new things are made in this folder's own workshop.
+# shellcheck disable=SC2034 # for parts.sh
 here=$lab_scripts
 work=$lab/work
 shop=$out/work
+# shellcheck source=tests/lab/parts.sh
 . "$lab_scripts/parts.sh"
 release=$(cat "$work/kernel/release")
 
