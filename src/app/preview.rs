@@ -146,7 +146,9 @@ pub async fn render(
     let armed = sample(profile, files, variables, target);
     match order.kind {
         RenderKind::All => all(templates, &armed, urls),
-        kind => one(templates, &armed, urls, (kind, order.file.as_deref())),
+        RenderKind::Script | RenderKind::Pxelinux | RenderKind::Answer | RenderKind::Args => {
+            one(templates, &armed, urls, (order.kind, order.file.as_deref()))
+        }
     }
 }
 

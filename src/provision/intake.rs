@@ -125,10 +125,9 @@ mod tests {
     }
 
     fn taken(job: &Job, report: &Report) -> Option<StageMark> {
-        match judge(job, report, Channel::Report, at(9)).0? {
-            Event::Report(stage) => Some(stage),
-            other => panic!("{other:?}"),
-        }
+        let event = judge(job, report, Channel::Report, at(9)).0?;
+        let Event::Report(stage) = event else { panic!("{event:?}") };
+        Some(stage)
     }
 
     #[test]
@@ -173,20 +172,6 @@ mod tests {
         // By the token of the installed system it is no event.
         let wrong = judge(&job, &event("a/stage-extract", "SUCCESS"), Channel::Booted, at(9));
         assert_eq!(wrong, (None, ReportAnswer::Unknown));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        provision::tests::{at, job},
-        secret::TokenHash,
-    };
-
-    fn report(stage: &str, body: &[u8]) -> Report {
-        let (stage, body) = (stage.to_owned(), body.to_vec());
-        Report { token: TokenHash::of("t"), stage, body, peer: None, by_get: false }
     }
 
     #[test]

@@ -274,7 +274,8 @@ mod tests {
 
     #[test]
     fn messages_of_every_make_become_one_line() {
-        let cases: [(&[u8], Option<(&str, &str)>); 22] = [
+        type Case<'a> = (&'a [u8], Option<(&'a str, &'a str)>);
+        let cases: [Case<'_>; 22] = [
             // busybox syslogd -R of debian-installer
             (
                 b"<14>Nov 28 14:03:59 base-installer: info: kernel",

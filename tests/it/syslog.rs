@@ -12,7 +12,10 @@ use bootflip::{
 use tokio::net::UdpSocket;
 use tokio_util::sync::CancellationToken;
 
-use crate::common::PATIENCE;
+use crate::common::{
+    PATIENCE,
+    site::{Plan, Site, vm},
+};
 
 const MAC: MacAddr = MacAddr::new([2, 0x16, 0x3e, 0, 0, 1]);
 
@@ -118,4 +121,37 @@ async fn a_full_file_is_kept_once() {
         (rounds(&before), rounds(&now)),
         (vec!["2".to_owned(), "3".to_owned()], vec!["4".to_owned(), "5".to_owned()])
     );
+}
+
+/// From the guest's own address, as an installer would.
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_log_prints_what_the_machine_of_a_job_sent() {
+    let more = "[syslog]\nlisten = \"127.0.0.1:0\"\ndevice = \"lo\"\n".to_owned();
+    let mut site = Site::new(Plan { more, ..Plan::of(vec![vm("web", 1)]) });
+    site.serve().await;
+    let id = site.deploy("web").await;
+    site.run(&["jobs", "log", &id]).await.ended(0).says("nothing came from this machine");
+    site.until_packages().await;
+    let log = site.log();
+    let peer =
+        log.split("peer=").find(|after| after.starts_with("127.64.")).unwrap_or_else(|| panic!("{log}"));
+    let peer: Ipv4Addr = peer.split([' ', ':']).next().unwrap().parse().unwrap();
+    let bound: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(site.path("state/bound.json")).unwrap()).unwrap();
+    let socket = UdpSocket::bind((peer, 0)).await.unwrap();
+    let send = async {
+        loop {
+            socket
+                .send_to(b"<11>Nov 28 14:03:59 anaconda: it works", bound["syslog"].as_str().unwrap())
+                .await
+                .unwrap();
+            let ran = site.run(&["jobs", "log", "web"]).await.ended(0);
+            if ran.out.contains(" err anaconda: it works\n") {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, send).await.unwrap();
+    let health = site.folder.path().join("state/syslog/02:16:3e:00:00:01.log");
+    assert!(health.exists());
 }

@@ -209,7 +209,8 @@ impl Checker<'_> {
             Some(Ok(read)) => (read.text.expose(), read.open_to_others),
             Some(Err((message, remedy))) => {
                 self.notes.wrong(spot, message, remedy);
-                return Value::String(String::new());
+                let list = kind == Some(VariableKind::List);
+                return if list { Value::Array(Vec::new()) } else { Value::String(String::new()) };
             }
             None => ("", false),
         };

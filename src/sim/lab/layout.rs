@@ -28,6 +28,8 @@ pub struct Served<'a> {
     pub at_once: u16,
     /// `tftp.engine`.
     pub tftp_engine: &'a str,
+    /// Lines of `[deadlines]` beside `poll`.
+    pub deadlines: &'a str,
 }
 
 /// The configuration for a simulated pool at `pool`; `www` holds kernel and initrds, `names` are the VMs.
@@ -41,18 +43,19 @@ pub fn config<'a>(
     let machines = names
         .enumerate()
         .map(|(number, name)| format!("\n[machine.{name}]\nprofile = \"{}\"\n", profile(number)));
-    let profiles =
-        [(profile(1), "http"), (profile(0), "tftp")].map(|(name, fetch)| profile_section(name, fetch));
+    let profiles = [(profile(1), "http"), (profile(0), "tftp")]
+        .map(|(name, fetch)| profile_section(name, fetch, "ttyS0"));
     base(folder, www, pool, served) + &profiles.concat() + &machines.collect::<String>()
 }
 
-fn profile_section(name: &str, fetch: &str) -> String {
+/// The mini installer as a profile; `console`: the kernel's, such as `ttyS0`.
+pub(in crate::sim) fn profile_section(name: &str, fetch: &str, console: &str) -> String {
     format!(
         r#"
 [profile.{name}]
 kernel = "vmlinuz"
 initrd = ["initrd.gz", "rootfs.cpio"]
-args = "console=ttyS0 panic=5 url={{{{ answer_url }}}} BOOTIF=01-{{{{ machine.mac|replace(':', '-') }}}}"
+args = "console={console} panic=5 url={{{{ answer_url }}}} BOOTIF=01-{{{{ machine.mac|replace(':', '-') }}}}"
 answer = "mini.j2"
 fetch = "{fetch}"
 completion = "report"
@@ -62,8 +65,9 @@ disk = "{DISK}"
     )
 }
 
-fn base(folder: &Path, www: &Path, pool: SocketAddr, served: &Served<'_>) -> String {
-    let Served { at_once, tftp_engine } = served;
+/// The configuration without profiles and machines.
+pub(in crate::sim) fn base(folder: &Path, www: &Path, pool: SocketAddr, served: &Served<'_>) -> String {
+    let Served { at_once, tftp_engine, deadlines } = served;
     let (first, last) = RANGE;
     format!(
         r#"# Written by `bootflip lab`.
@@ -104,7 +108,7 @@ installs_per_host = {at_once}
 
 [deadlines]
 poll = "1s"
-"#,
+{deadlines}"#,
         folder = folder.display(),
         www = www.display(),
     )
@@ -130,7 +134,7 @@ mod tests {
     #[test]
     fn the_configuration_holds_its_folders_and_no_open_brace() {
         let names = ["lab-01", "lab-02"].into_iter();
-        let served = Served { at_once: 2, tftp_engine: "async-tftp" };
+        let served = Served { at_once: 2, tftp_engine: "async-tftp", deadlines: "" };
         let text = config(Path::new("/f"), Path::new("/w"), ([127, 0, 0, 1], 4000).into(), names, &served);
         for line in [
             "state_dir = \"/f/state\"",

@@ -31,7 +31,7 @@ use crate::sim::{
         jobs::{JobFeed, JobView},
         plan::DemoPlan,
         progress::Progress,
-        verdict::{Facts, judge},
+        verdict::{Facts, Verdict, judge},
     },
     pool::{DEFAULT_PASSWORD, LoggedCall, Release, VmTruth},
 };
@@ -59,6 +59,12 @@ pub enum RunError {
     /// Something of the lab itself.
     #[error(transparent)]
     Lab(#[from] LabError),
+    /// Something of the lab on a real Xen.
+    #[error(transparent)]
+    Xen(Box<crate::sim::labxen::XenLabError>),
+    /// The pool.
+    #[error("the simulated pool refuses: {0}")]
+    Pool(String),
     /// A file or folder.
     #[error("cannot write {path}")]
     Write {
@@ -120,7 +126,12 @@ pub fn simulate(
     let lab = Lab::open(lab)?;
     apart(false, async |network, folder| {
         let mut scene = Scene::set(&lab, network, folder, vms, release).await?;
-        write_configuration(&lab, &scene, folder, &Served { at_once: vms, tftp_engine: "own" })?;
+        write_configuration(
+            &lab,
+            &scene,
+            folder,
+            &Served { at_once: vms, tftp_engine: "own", deadlines: "" },
+        )?;
         tell(&format!(
             "{vms} PV VMs with blank disks, tagged {}, in a simulated pool at {}. To run a server beside them:\n\n  \
              nsenter --net={} bootflip serve -c {}\n\nCtrl-C ends all of it.",
@@ -145,7 +156,7 @@ pub fn simulate(
 }
 
 /// Runs `body` in a namespace and with a folder of its own.
-fn apart<T: Send>(
+pub(in crate::sim) fn apart<T: Send>(
     keep: bool,
     body: impl AsyncFnOnce(&Network, &Path) -> Result<T, RunError> + Send,
 ) -> Result<T, RunError> {
@@ -165,7 +176,7 @@ fn apart<T: Send>(
 }
 
 /// The namespace of the calling thread, as other programs reach it.
-fn namespace() -> String {
+pub(in crate::sim) fn namespace() -> String {
     format!("/proc/{}/task/{}/ns/net", std::process::id(), nix::unistd::gettid())
 }
 
@@ -201,7 +212,8 @@ impl<'o> Bench<'o> {
     ) -> Result<Self, RunError> {
         let begun = Instant::now();
         let scene = Scene::set(lab, network, folder, options.vms, Release::V8_2).await?;
-        let served = Served { at_once: options.vms.min(AT_ONCE), tftp_engine: &options.tftp_engine };
+        let served =
+            Served { at_once: options.vms.min(AT_ONCE), tftp_engine: &options.tftp_engine, deadlines: "" };
         write_configuration(lab, &scene, folder, &served)?;
         let launcher = folder.join(layout::LAUNCHER);
         write(&launcher, &layout::launcher(&options.program), 0o700)?;
@@ -311,6 +323,7 @@ impl<'o> Bench<'o> {
             server_kills: 0,
             faults: Vec::new(),
             vms,
+            proof: Vec::new(),
             broken: None,
         })
     }
@@ -341,29 +354,37 @@ impl<'o> Bench<'o> {
             verdict.complaints.push("the second disk was changed".to_owned());
         }
         let job = self.jobs.get(&after.uuid);
-        Ok(VmLine {
-            state: job.map(|job| job.state.clone()),
-            reason: job.and_then(|job| job.reason.clone()),
-            restored: verdict.restored,
-            evidence: verdict.evidence.label().to_owned(),
-            attempts: job.map_or(0, |job| job.attempt),
-            starts: Starts {
-                hvm: after.hvm_starts - before.hvm_starts,
-                pv: after.pv_starts - before.pv_starts,
-            },
-            states: job.map(|job| job.states.clone()).unwrap_or_default(),
-            stages: job.map(|job| job.stages.clone()).unwrap_or_default(),
-            complaints: verdict.complaints,
-            profile: layout::profile(index).to_owned(),
-            name: after.name,
-            uuid: after.uuid,
-            power_state: after.power_state,
-            domain_type: after.domain_type,
-            hvm_boot_policy: after.hvm_boot_policy,
-            hvm_boot_params: after.hvm_boot_params,
-            pv_bootloader: after.pv_bootloader,
-            claim: after.claim,
-        })
+        Ok(vm_line(before, after, verdict, job, layout::profile(index)))
+    }
+}
+
+/// A VM of the document: its records, the verdict on them, and the job as the server told it.
+pub(in crate::sim) fn vm_line(
+    before: &VmTruth,
+    after: VmTruth,
+    verdict: Verdict,
+    job: Option<&JobView>,
+    profile: &str,
+) -> VmLine {
+    VmLine {
+        state: job.map(|job| job.state.clone()),
+        reason: job.and_then(|job| job.reason.clone()),
+        restored: verdict.restored,
+        evidence: verdict.evidence.label().to_owned(),
+        attempts: job.map_or(0, |job| job.attempt),
+        starts: Starts { hvm: after.hvm_starts - before.hvm_starts, pv: after.pv_starts - before.pv_starts },
+        states: job.map(|job| job.states.clone()).unwrap_or_default(),
+        stages: job.map(|job| job.stages.clone()).unwrap_or_default(),
+        complaints: verdict.complaints,
+        profile: profile.to_owned(),
+        name: after.name,
+        uuid: after.uuid,
+        power_state: after.power_state,
+        domain_type: after.domain_type,
+        hvm_boot_policy: after.hvm_boot_policy,
+        hvm_boot_params: after.hvm_boot_params,
+        pv_bootloader: after.pv_bootloader,
+        claim: after.claim,
     }
 }
 
@@ -374,7 +395,7 @@ fn make_folder() -> Result<PathBuf, RunError> {
     Ok(folder)
 }
 
-fn write(path: &Path, text: &str, mode: u32) -> Result<(), RunError> {
+pub(in crate::sim) fn write(path: &Path, text: &str, mode: u32) -> Result<(), RunError> {
     let written = std::fs::OpenOptions::new()
         .write(true)
         .create_new(true)

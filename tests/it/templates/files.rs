@@ -16,7 +16,7 @@ proxy = "http://10.1.0.1:3128"
 packages = ["vim", "tmux"]
 root_password_hash = { file = "root.hash" }
 ssh_keys = { file = "keys.pub" }
-late_commands = ["echo it's done > /etc/motd", "systemctl disable \"x\""]
+late_commands = ["echo \"it's done\" > /etc/motd", "systemctl disable \"x\""]
 kernel_args = "quiet"
 address = "10.1.0.20"
 netmask = "255.255.255.128"
@@ -53,8 +53,7 @@ fn written(script: &str, path: &str) -> String {
     let start = script[..stop].rfind("printf '%s\\n' ").unwrap();
     let output = Command::new("sh").arg("-c").arg(&script[start..stop]).output().unwrap();
     good(&output, script);
-    let text = String::from_utf8(output.stdout).unwrap();
-    text
+    String::from_utf8(output.stdout).unwrap()
 }
 
 #[track_caller]
@@ -99,7 +98,7 @@ fn late_is_whole(writers: &[&str], told: bool) {
         target.contains(r"'ssh-ed25519 AAAA it'\''s me' 'ssh-rsa BBBB you' | keys /home/alice alice"),
         told
     );
-    assert_eq!(target.contains(r"sh -ec 'echo it'\''s done > /etc/motd'"), told);
+    assert_eq!(target.contains(r#"sh -ec 'echo "it'\''s done" > /etc/motd'"#), told);
 }
 
 fn value<'a>(lines: &'a [String], key: &str) -> &'a str {
@@ -326,4 +325,93 @@ fn an_installer_stops_when_the_disk_is_not_the_one_that_was_named() {
     std::fs::remove_dir_all(sysfs.path().join("sys/block/xvda")).unwrap();
     assert_eq!(chosen(&with(None)), "/dev/xvdb");
     assert!(Path::new("/dev/null").exists());
+}
+
+/// The end of an installation, run against a made-up system whose commands only say that they ran.
+#[test]
+fn the_end_of_an_installation_makes_accounts_and_reports_in_order() {
+    let root = tempfile::tempdir().unwrap();
+    let here = root.path().display().to_string();
+    let at = |path: &str| root.path().join(path);
+    for folder in ["stubs", "lib/systemd/system", "etc", "root", "home/alice", "var/log", "tmp"] {
+        std::fs::create_dir_all(at(folder)).unwrap();
+    }
+    let ran = at("ran");
+    let stub = |name: &str, body: &str| {
+        let text = format!("#!/bin/sh\necho {name} \"$@\" >> {}\n{body}\n", ran.display());
+        std::fs::write(at("stubs").join(name), text).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(at("stubs").join(name), mode).unwrap();
+    };
+    for name in ["usermod", "useradd", "groupadd", "chown", "poweroff", "sync", "systemctl", "sleep"] {
+        stub(name, "");
+    }
+    stub("id", "[ \"$1\" = -gn ] && echo users");
+    stub("getent", "[ \"$2\" = adm ]");
+    // Into the new system: here it is the made-up one.
+    stub(
+        "chroot",
+        "shift; case $1 in sh) shift; exec sh \"$@\";; *) echo '{\"ready\": true}' > READY;; esac",
+    );
+    let text = told("alma-kickstart").file("kickstart");
+    let after = &text[text.find("%post ").unwrap()..];
+    let moved = |script: &str| {
+        let mut script = script.to_owned();
+        for path in ["/usr/local/sbin", "/etc/", "/home/", "/lib/systemd", "/root", "/var/log"] {
+            for before in [" ", "'", "\"", "\n"] {
+                script = script.replace(&format!("{before}{path}"), &format!("{before}{here}{path}"));
+            }
+        }
+        script.replace("/mnt/sysroot", &here).replace("/tmp/bootflip-", &format!("{here}/tmp/bootflip-"))
+    };
+    let script = |name: &str| written(after, &format!("/tmp/bootflip-{name}.sh"));
+    std::fs::write(at("tmp/bootflip-target.sh"), moved(&script("target"))).unwrap();
+    std::fs::write(at("tmp/bootflip-pv-ready.sh"), "").unwrap();
+    std::fs::write(at("tmp/bootflip-report.sh"), format!("echo \"report $*\" >> {}", ran.display())).unwrap();
+    let chroot = std::fs::read_to_string(at("stubs/chroot")).unwrap();
+    let ready = chroot.replace("READY", &at("var/log/bootflip-pv-ready.json").display().to_string());
+    std::fs::write(at("stubs/chroot"), ready).unwrap();
+    let path = format!("{here}/stubs:{}", std::env::var("PATH").unwrap());
+    let run = |ends_well: bool| {
+        let _ = std::fs::remove_file(&ran);
+        let output = fed(Command::new("sh").env("PATH", &path), moved(&script("late")).as_bytes());
+        assert_eq!(output.status.success(), ends_well, "{}", String::from_utf8_lossy(&output.stderr));
+        std::fs::read_to_string(&ran).unwrap()
+    };
+    let log = run(true);
+    let reports: Vec<&str> = log.lines().filter(|line| line.starts_with("report ")).collect();
+    assert_eq!(
+        reports,
+        ["report packages", "report ready {\"ready\": true}", "report late", "report done"],
+        "{log}"
+    );
+    for line in [
+        "usermod -p $6$salt$hash root",
+        "usermod -p $6$salt$hash alice",
+        "groupadd docker",
+        "usermod -a -G docker alice",
+        "systemctl disable x",
+        "sync",
+    ] {
+        assert!(log.lines().any(|found| found == line), "{line}:\n{log}");
+    }
+    assert!(!log.contains("poweroff") && !log.contains("groupadd adm"), "{log}");
+    let read = |path: &str| std::fs::read_to_string(at(path)).unwrap();
+    let keys = "ssh-ed25519 AAAA it's me\nssh-rsa BBBB you\n";
+    assert_eq!(
+        (read("root/.ssh/authorized_keys").as_str(), read("home/alice/.ssh/authorized_keys").as_str()),
+        (keys, keys)
+    );
+    assert_eq!(read("etc/sudoers.d/bootflip-alice"), "alice ALL=(ALL) NOPASSWD:ALL\n");
+    assert_eq!(read("etc/motd"), "it's done\n");
+    assert!(read("etc/systemd/system/bootflip-booted.service").starts_with("[Unit]\n"));
+    assert!(at("etc/systemd/system/multi-user.target.wants/bootflip-booted.service").is_symlink());
+    assert!(!at("usr/local/sbin/bootflip-target").exists());
+    // A command of one's own that fails: the failure is told, with the log, and the machine goes off.
+    stub("systemctl", "exit 1");
+    let log = run(false);
+    let lines: Vec<&str> = log.lines().collect();
+    let told = "report failed the installed system could not be set up /tmp/anaconda.log";
+    let failed = lines.iter().position(|line| *line == told).unwrap_or_else(|| panic!("{log}"));
+    assert_eq!(lines[failed + 1..], ["poweroff -f", "sleep 600"]);
 }

@@ -3,6 +3,8 @@
 //! The text is taken as it would come out: both ways of a condition, each loop once, `x` for a value; but of a condition on
 //! `boot.modern` only what a dialect gets. A line keeps the number that it has in the template.
 
+use std::collections::BTreeSet;
+
 use minijinja::machinery::ast::{Expr, Stmt};
 
 use super::Flaw;
@@ -11,15 +13,17 @@ use crate::boot::render::lint::{Dialect, lint};
 /// What a firmware would stumble over. Of one line the old firmware's word is enough.
 pub(super) fn flaws(tree: &Stmt<'_>) -> Vec<Flaw> {
     let mut flaws: Vec<Flaw> = Vec::new();
+    let mut told = BTreeSet::new();
     for dialect in [Dialect::Ipxe2012, Dialect::Modern] {
         let mut text = Text { dialect, out: String::new(), lines: Vec::new(), at: 1 };
         text.statement(tree);
         for finding in lint(&text.out, dialect) {
             let line = text.lines.get(finding.line.saturating_sub(1)).copied().unwrap_or(text.at);
-            if !flaws.iter().any(|flaw| flaw.line == line) {
+            if !told.contains(&line) {
                 flaws.push(Flaw { line, problem: finding.problem });
             }
         }
+        told.extend(flaws.iter().map(|flaw| flaw.line));
     }
     flaws
 }

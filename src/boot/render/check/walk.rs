@@ -3,6 +3,8 @@
 //! A value is of people when it comes from `vars` or is the VM's name; so is what is made of one, until a filter that
 //! escapes. What a block or a macro gives is a text of the template's own: what went into it was looked at there.
 
+#![allow(clippy::wildcard_enum_match_arm)] // the engine's enums, of which a few variants matter
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use minijinja::machinery::ast::{BinOpKind, CallArg, Expr, Macro, Stmt};
