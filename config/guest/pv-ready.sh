@@ -266,7 +266,7 @@ configured() { # VERSION OPTION yes-pattern
 }
 
 # Versions that can start as PV, newest first. Rescue images are none that a guest should start by itself.
-kernels() {
+list_kernels() {
     for kernels_file in "$ROOT"/boot/vmlinuz-* "$ROOT"/boot/vmlinux-* "$ROOT"/boot/kernel-*; do
         [ -f "$kernels_file" ] || continue
         kernels_version=${kernels_file##*/}
@@ -274,6 +274,12 @@ kernels() {
         case $kernels_version in *rescue* | *.old | *.bak | *.dpkg-* | *.rpm* | *[!A-Za-z0-9._+~-]*) continue ;; esac
         [ "$(configured "$kernels_version" CONFIG_XEN_PV y)" = no ] || echo "$kernels_version"
     done | sort -u | sort -rV
+}
+
+# The same for all of a run, looked for once.
+KERNEL_VERSIONS=''
+kernels() {
+    [ -z "$KERNEL_VERSIONS" ] || printf '%s\n' "$KERNEL_VERSIONS"
 }
 
 by_magic() { # HEX
@@ -1142,6 +1148,7 @@ done
 case $XEN in '' | [0-9]*.[0-9]*) ;; *) usage ;; esac
 case ${BOOT_AT:-0} in *[!0-9]*) usage ;; esac
 [ -z "$DISK" ] || [ -n "$BOOT_AT" ] || usage
+KERNEL_VERSIONS=$(list_kernels)
 [ "$XEN_GIVEN" = yes ] || XEN=$(sed -n 's/^XEN=//p' "$ROOT$SETTINGS" 2>/dev/null | head -n 1)
 
 case $ACTION in
