@@ -2,7 +2,7 @@
 # Fills a folder with what Debian's own installer needs: prepare.sh FOLDER (Debian 12 or newer, amd64; root).
 #
 #   FOLDER/www/linux, initrd.gz   the installer, unmodified, of the package debian-installer-13-netboot-amd64
-#   FOLDER/mirror/                a package mirror of one installation: dists/trixie, pool/
+#   FOLDER/mirror/debian/         a package mirror of one installation: dists/trixie, pool/
 #   FOLDER/key                    the mirror's own key, base64, for the answer file
 #   FOLDER/xen/                   pygrub, unpacked and not installed
 #   FOLDER/rebuilt                the udebs that the archive lacks and this script rebuilt, with their source
@@ -216,8 +216,8 @@ modules loop-modules "" loop-modules loop
 rm -rf "$work/kernel" "$work/from"
 
 say "fetching the mirror's packages"
-mirror=$out/mirror
-rm -rf "$mirror"
+mirror=$out/mirror/debian
+rm -rf "$out/mirror"
 mkdir -p "$mirror/pool" "$mirror/dists/$suite/main/binary-amd64" "$mirror/dists/$suite/main/debian-installer/binary-amd64"
 ln -s "$suite" "$mirror/dists/stable"
 required=$(awk '/^Package:/ { p = $2 } /^Priority: required/ { print p }' "$apt"/state/lists/*_Packages | sort -u)

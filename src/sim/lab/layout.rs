@@ -3,8 +3,8 @@
 use std::{net::SocketAddr, path::Path};
 
 use super::{
+    installer::{Installer, MIRROR},
     network::{BRIDGE, NETMASK, RANGE, SERVER},
-    scene::DISK,
 };
 
 /// The configuration's path beneath the lab's folder.
@@ -16,11 +16,6 @@ pub const PASSWORD: &str = "password";
 /// What starts the server and commands, beneath the folder.
 pub const LAUNCHER: &str = "bootflip";
 
-/// The profile of a VM by its number, from 0: they take turns, and the first one's firmware uses TFTP.
-pub const fn profile(number: usize) -> &'static str {
-    if number.is_multiple_of(2) { "mini-tftp" } else { "mini" }
-}
-
 /// What of the server's configuration a run may choose.
 #[derive(Debug, Clone, Copy)]
 pub struct Served<'a> {
@@ -28,6 +23,10 @@ pub struct Served<'a> {
     pub at_once: u16,
     /// `tftp.engine`.
     pub tftp_engine: &'a str,
+    /// What the VMs are installed with.
+    pub installer: Installer,
+    /// What the package mirror is signed with, base64; empty where there is none.
+    pub mirror_key: &'a str,
 }
 
 /// The configuration for a simulated pool at `pool`; `www` holds kernel and initrds, `names` are the VMs.
@@ -38,32 +37,15 @@ pub fn config<'a>(
     names: impl Iterator<Item = &'a str>,
     served: &Served<'_>,
 ) -> String {
+    let installer = served.installer;
     let machines = names
         .enumerate()
-        .map(|(number, name)| format!("\n[machine.{name}]\nprofile = \"{}\"\n", profile(number)));
-    let profiles =
-        [(profile(1), "http"), (profile(0), "tftp")].map(|(name, fetch)| profile_section(name, fetch));
-    base(folder, www, pool, served) + &profiles.concat() + &machines.collect::<String>()
-}
-
-fn profile_section(name: &str, fetch: &str) -> String {
-    format!(
-        r#"
-[profile.{name}]
-kernel = "vmlinuz"
-initrd = ["initrd.gz", "rootfs.cpio"]
-args = "console=ttyS0 panic=5 url={{{{ answer_url }}}} BOOTIF=01-{{{{ machine.mac|replace(':', '-') }}}}"
-answer = "mini.j2"
-fetch = "{fetch}"
-completion = "report"
-evidence = "report"
-disk = "{DISK}"
-"#
-    )
+        .map(|(number, name)| format!("\n[machine.{name}]\nprofile = \"{}\"\n", installer.profile(number)));
+    base(folder, www, pool, served) + &installer.sections(served.mirror_key) + &machines.collect::<String>()
 }
 
 fn base(folder: &Path, www: &Path, pool: SocketAddr, served: &Served<'_>) -> String {
-    let Served { at_once, tftp_engine } = served;
+    let Served { at_once, tftp_engine, .. } = served;
     let (first, last) = RANGE;
     format!(
         r#"# Written by `bootflip lab`.
@@ -85,6 +67,7 @@ address = "{SERVER}"
 [dhcp.server]
 range = ["{first}", "{last}"]
 netmask = "{NETMASK}"
+router = "{MIRROR}"
 
 [tftp]
 listen = ["{SERVER}:69"]
@@ -101,9 +84,6 @@ socket = "{folder}/{ADMIN_SOCKET}"
 [limits]
 installs_per_pool = {at_once}
 installs_per_host = {at_once}
-
-[deadlines]
-poll = "1s"
 "#,
         folder = folder.display(),
         www = www.display(),
@@ -130,7 +110,8 @@ mod tests {
     #[test]
     fn the_configuration_holds_its_folders_and_no_open_brace() {
         let names = ["lab-01", "lab-02"].into_iter();
-        let served = Served { at_once: 2, tftp_engine: "async-tftp" };
+        let served =
+            Served { at_once: 2, tftp_engine: "async-tftp", installer: Installer::Mini, mirror_key: "" };
         let text = config(Path::new("/f"), Path::new("/w"), ([127, 0, 0, 1], 4000).into(), names, &served);
         for line in [
             "state_dir = \"/f/state\"",

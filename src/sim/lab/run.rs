@@ -19,7 +19,8 @@ use tokio::{
 };
 
 use super::{
-    Lab, LabError, Network, Scene,
+    Installer, Lab, LabError, Network, Scene,
+    faults::{Deed, Kills},
     layout::{self, Served},
     network::{self, NetworkError},
     scene,
@@ -27,7 +28,7 @@ use super::{
 use crate::sim::{
     demo::{
         children::{ChildError, Program, Server, tail},
-        document::{Document, Starts, VmLine},
+        document::{Document, FaultCount, Starts, VmLine},
         jobs::{JobFeed, JobView},
         plan::DemoPlan,
         progress::Progress,
@@ -41,10 +42,14 @@ use crate::sim::{
 pub struct LabOptions {
     /// The folder that `prepare.sh` filled.
     pub lab: PathBuf,
+    /// What is installed.
+    pub installer: Installer,
     /// How many VMs, 1 to [`scene::MAX_VMS`].
     pub vms: u16,
     /// The server's `tftp.engine`.
     pub tftp_engine: String,
+    /// The server is killed in the middle, at stages that the installer reports, and started again.
+    pub faults: bool,
     /// One JSON document at the end, no progress.
     pub json: bool,
     /// The shipped binary.
@@ -95,14 +100,13 @@ impl From<NetworkError> for RunError {
     }
 }
 
-/// How often a console is looked at for the line that a system's report was taken, and the pause between two looks.
-const CONSOLE_LOOKS: u32 = 50;
-const CONSOLE_PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
+/// Between two looks at a console for the line that tells that the system is up.
+const CONSOLE_PAUSE: Duration = Duration::from_millis(200);
 
 /// Plays the lab, on threads of its own: blocks, and may be called within a runtime only where that may be. The
 /// document says how it went.
 pub fn run(options: &LabOptions) -> Result<Document, RunError> {
-    let lab = Lab::open(&options.lab)?;
+    let lab = Lab::open(&options.lab, options.installer)?;
     apart(options.keep, async |network, folder| {
         let mut bench = Bench::set_up(options, &lab, network, folder).await?;
         bench.play().await
@@ -117,10 +121,10 @@ pub fn simulate(
     release: Release,
     tell: impl Fn(&str) + Send + Sync,
 ) -> Result<(), RunError> {
-    let lab = Lab::open(lab)?;
+    let lab = Lab::open(lab, Installer::Mini)?;
     apart(false, async |network, folder| {
         let mut scene = Scene::set(&lab, network, folder, vms, release).await?;
-        write_configuration(&lab, &scene, folder, &Served { at_once: vms, tftp_engine: "own" })?;
+        write_configuration(&lab, &scene, folder, vms, "own")?;
         tell(&format!(
             "{vms} PV VMs with blank disks, tagged {}, in a simulated pool at {}. To run a server beside them:\n\n  \
              nsenter --net={} bootflip serve -c {}\n\nCtrl-C ends all of it.",
@@ -169,9 +173,16 @@ fn namespace() -> String {
     format!("/proc/{}/task/{}/ns/net", std::process::id(), nix::unistd::gettid())
 }
 
-fn write_configuration(lab: &Lab, scene: &Scene, folder: &Path, served: &Served<'_>) -> Result<(), RunError> {
+fn write_configuration(
+    lab: &Lab,
+    scene: &Scene,
+    folder: &Path,
+    at_once: u16,
+    tftp_engine: &str,
+) -> Result<(), RunError> {
     let names = scene.before.iter().map(|vm| vm.name.as_str());
-    let text = layout::config(folder, &lab.www(), scene.sim.address, names, served);
+    let served = Served { at_once, tftp_engine, installer: lab.installer(), mirror_key: &lab.mirror_key() };
+    let text = layout::config(folder, &lab.www(), scene.sim.address, names, &served);
     write(&folder.join(layout::CONFIG), &text, 0o600)?;
     write(&folder.join(layout::PASSWORD), &format!("{DEFAULT_PASSWORD}\n"), 0o600)
 }
@@ -183,6 +194,7 @@ struct Bench<'o> {
     scene: Scene,
     program: Program,
     server: Server,
+    kills: Kills,
     feed: JobFeed,
     deploy: Option<Child>,
     deploy_failed: bool,
@@ -201,8 +213,7 @@ impl<'o> Bench<'o> {
     ) -> Result<Self, RunError> {
         let begun = Instant::now();
         let scene = Scene::set(lab, network, folder, options.vms, Release::V8_2).await?;
-        let served = Served { at_once: options.vms.min(AT_ONCE), tftp_engine: &options.tftp_engine };
-        write_configuration(lab, &scene, folder, &served)?;
+        write_configuration(lab, &scene, folder, options.vms.min(AT_ONCE), &options.tftp_engine)?;
         let launcher = folder.join(layout::LAUNCHER);
         write(&launcher, &layout::launcher(&options.program), 0o700)?;
         let program =
@@ -212,6 +223,7 @@ impl<'o> Bench<'o> {
             options,
             scene,
             server: Server::start(program.clone())?,
+            kills: Kills::at(if options.faults { options.installer.kills() } else { &[] }),
             program,
             feed: JobFeed::new(folder.join(layout::ADMIN_SOCKET)),
             deploy: None,
@@ -233,7 +245,8 @@ impl<'o> Bench<'o> {
         let tag = format!("tag={}", scene::TAG);
         let deploy = ["deploy", &tag, "--wait", "--yes"];
         self.deploy = Some(self.program.spawn(&deploy, "deploy")?);
-        let longest = LONGEST_START + LONGEST_ROUND * u32::from(self.options.vms.div_ceil(AT_ONCE));
+        let rounds = u32::from(self.options.vms.div_ceil(AT_ONCE));
+        let longest = LONGEST_START + self.options.installer.longest() * rounds;
         let ends = self.begun + longest;
         let mut tick = interval(TICK);
         loop {
@@ -280,6 +293,7 @@ impl<'o> Bench<'o> {
     /// Looks at everything; true when all is over.
     async fn tick(&mut self) -> Result<bool, RunError> {
         self.server_lives()?;
+        self.kill_or_restart().await?;
         if let Some(status) = self.deploy.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
             self.deploy = None;
             self.deploy_failed = !status.success();
@@ -294,6 +308,21 @@ impl<'o> Bench<'o> {
         Ok(self.deploy.is_none() && self.jobs.values().all(JobView::is_over))
     }
 
+    async fn kill_or_restart(&mut self) -> Result<(), RunError> {
+        match self.kills.due(Instant::now(), self.jobs.values()) {
+            Some(Deed::Kill(stage)) => {
+                self.server.kill().await?;
+                self.progress.say(&format!("SIGKILL to the server at the stage {stage}"));
+            }
+            Some(Deed::Restart) => {
+                self.server.restart()?;
+                self.progress.say("the server is started again");
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
     fn document(&self) -> Result<Document, RunError> {
         let (log, calls) = self.scene.sim.pool.with(|pool, _| (pool.log().to_vec(), pool.client_calls()));
         // What the demo's judge expects: one attempt a VM, nobody's hand, no faults.
@@ -305,14 +334,55 @@ impl<'o> Bench<'o> {
         }
         let all_well = vms.len() == self.scene.before.len() && vms.iter().all(|vm| vm.complaints.is_empty());
         Ok(Document {
-            ok: all_well && !self.deploy_failed && self.scene.body.nothing_was_lost(),
+            ok: all_well
+                && !self.deploy_failed
+                && self.server.kills == self.kills.planned()
+                && self.scene.body.nothing_was_lost(),
             seed: 0,
             xenapi_calls: calls,
-            server_kills: 0,
-            faults: Vec::new(),
+            server_kills: self.server.kills,
+            faults: self.faults(),
             vms,
             broken: None,
         })
+    }
+
+    fn faults(&self) -> Vec<FaultCount> {
+        let kills = FaultCount {
+            name: "server-kill".to_owned(),
+            planned: self.kills.planned(),
+            fired: self.server.kills,
+        };
+        if self.options.faults { vec![kills] } else { vec![] }
+    }
+
+    /// The domain's system is up, as its console tells. The server knows of the `booted` report a moment before.
+    fn lives(&self, vm_uuid: &str, domid: u32, succeeded: bool) -> bool {
+        let (_, patience) = self.options.installer.lives();
+        let ends = Instant::now() + if succeeded { patience } else { Duration::ZERO };
+        loop {
+            if self.scene.body.has_booted(vm_uuid, domid) {
+                return true;
+            }
+            if Instant::now() >= ends {
+                return false;
+            }
+            std::thread::sleep(CONSOLE_PAUSE);
+        }
+    }
+
+    /// What speaks against the disks: a witness that was written to, an fstab that does not name by UUID.
+    fn disk_complaints(&self, vm_uuid: &str) -> Result<Vec<String>, RunError> {
+        let mut complaints = Vec::new();
+        if !self.scene.body.witnesses_are_intact(vm_uuid)? {
+            complaints.push("the second disk was changed".to_owned());
+        }
+        match self.scene.body.fstab(vm_uuid) {
+            Ok(fstab) if fstab.is_by_uuid() => {}
+            Ok(fstab) => complaints.push(format!("not all of fstab is by UUID: {:?}", fstab.entries)),
+            Err(error) => complaints.push(error.to_string()),
+        }
+        Ok(complaints)
     }
 
     fn line(
@@ -324,22 +394,10 @@ impl<'o> Bench<'o> {
         log: &[LoggedCall],
     ) -> Result<VmLine, RunError> {
         let domid = after.domain.as_ref().map(|domain| domain.domid);
-        // The server knows of the report a moment before the guest has written that it was taken.
         let succeeded = self.jobs.get(&after.uuid).is_some_and(|job| job.state == "Succeeded");
-        let looks = if succeeded { CONSOLE_LOOKS } else { 1 };
-        let told = |domid: &u32| {
-            (0..looks).any(|look| {
-                if look > 0 {
-                    std::thread::sleep(CONSOLE_PAUSE);
-                }
-                self.scene.body.has_booted(&after.uuid, *domid)
-            })
-        };
-        let booted_domid = domid.filter(told);
+        let booted_domid = domid.filter(|domid| self.lives(&after.uuid, *domid, succeeded));
         let mut verdict = judge(plan, Facts { index, before, after: &after, booted_domid, log });
-        if !self.scene.body.witnesses_are_intact(&after.uuid)? {
-            verdict.complaints.push("the second disk was changed".to_owned());
-        }
+        verdict.complaints.extend(self.disk_complaints(&after.uuid)?);
         let job = self.jobs.get(&after.uuid);
         Ok(VmLine {
             state: job.map(|job| job.state.clone()),
@@ -354,7 +412,7 @@ impl<'o> Bench<'o> {
             states: job.map(|job| job.states.clone()).unwrap_or_default(),
             stages: job.map(|job| job.stages.clone()).unwrap_or_default(),
             complaints: verdict.complaints,
-            profile: layout::profile(index).to_owned(),
+            profile: self.options.installer.profile(index).to_owned(),
             name: after.name,
             uuid: after.uuid,
             power_state: after.power_state,
@@ -390,5 +448,3 @@ const TICK: Duration = Duration::from_millis(200);
 /// The server has that long to answer for the first time.
 const START_TIME: Duration = Duration::from_secs(20);
 const LONGEST_START: Duration = Duration::from_secs(120);
-/// For each round of installations at once; some 80 s on two loaded processors.
-const LONGEST_ROUND: Duration = Duration::from_secs(300);
