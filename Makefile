@@ -3,15 +3,19 @@
 CARGO ?= cargo
 ARGS ?=
 LAB ?= target/lab
+LAB_INSTALL ?= target/lab-install
 SECONDS ?= 60
 
-.PHONY: help build demo lab bench fuzz test test-full check-tools
+.PHONY: help build demo lab lab-install bench fuzz test test-full check-tools
 
 help:
 	@echo "make demo [ARGS=...]   the whole cycle on loopback; needs Rust and a C compiler, no root"
 	@echo "                       ARGS: --vms N, --seed S, --faults, --json"
 	@echo "make lab [ARGS=...]    the whole cycle in QEMU with real firmware, installer and pygrub; root, Debian"
 	@echo "                       ARGS: --vms N, --json"
+	@echo "make lab-install [ARGS=...]"
+	@echo "                       Debian's own installer, unmodified, in QEMU: half an hour and more; root, Debian"
+	@echo "                       ARGS: --faults (a SIGKILL of the server in the middle), --json"
 	@echo "make bench [ARGS=...]  beside dnsmasq, tftpd-hpa, atftpd, Kea and nginx: ratios, target/bench.json; root, Debian"
 	@echo "                       ARGS: --quick (2 minutes), --only tftp|http|dhcp|decode"
 	@echo "make fuzz [SECONDS=60] each target of fuzz/ for so long; installs cargo-fuzz; RUNS=N: so many executions instead"
@@ -42,6 +46,12 @@ lab: check-tools
 	@tests/lab/prepare.sh $(LAB) 1>&2
 	@$(CARGO) build --locked 1>&2
 	@target/debug/bootflip lab --dir $(LAB) $(ARGS)
+
+lab-install: check-tools
+	@[ "$$(id -u)" = 0 ] || { echo "make lab-install needs root: it makes a network namespace"; exit 1; }
+	@tests/labinstall/prepare.sh $(LAB_INSTALL) 1>&2
+	@$(CARGO) build --locked 1>&2
+	@target/debug/bootflip lab --installer debian --dir $(LAB_INSTALL) $(ARGS)
 
 bench: check-tools
 	@[ "$$(id -u)" = 0 ] || { echo "make bench needs root: it makes network namespaces"; exit 1; }

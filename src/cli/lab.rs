@@ -24,9 +24,9 @@ pub struct LabArgs {
     /// What is installed: "mini", half a minute, or "debian", Debian's own installer, half an hour.
     #[arg(long, value_name = "NAME", value_enum, default_value_t = Installer::Mini)]
     installer: Installer,
-    /// How many VMs.
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_VMS)))]
-    vms: u16,
+    /// How many VMs; default: 2, and 1 with Debian's installer.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_VMS)))]
+    vms: Option<u16>,
     /// What serves TFTP: "own" or "async-tftp".
     #[arg(long, value_name = "ENGINE", default_value = "own", value_parser = ["own", "async-tftp"])]
     tftp_engine: String,
@@ -46,7 +46,10 @@ pub async fn run(args: &LabArgs) -> anyhow::Result<bool> {
     let options = LabOptions {
         lab: args.dir.clone(),
         installer: args.installer,
-        vms: args.vms,
+        vms: args.vms.unwrap_or(match args.installer {
+            Installer::Mini => 2,
+            Installer::Debian => 1,
+        }),
         faults: args.faults,
         tftp_engine: args.tftp_engine.clone(),
         json: args.json,

@@ -143,7 +143,7 @@ fn debian(key: &str) -> String {
 [profile.debian]
 kernel = "linux"
 initrd = ["initrd.gz"]
-args = "auto=true priority=critical locale=en_US.UTF-8 language=en country=US keymap=us hostname={{{{ machine.name }}}} domain=lab interface=auto netcfg/dhcp_timeout=60 url={{{{ answer_url }}}} log_host={SERVER} log_port={SYSLOG_PORT} DEBIAN_FRONTEND=text console=ttyS0 ---"
+args = "auto=true priority=critical locale=en_US.UTF-8 language=en country=US keymap=us hostname={{{{ machine.name }}}} domain=lab interface=auto netcfg/dhcp_timeout=60 url={{{{ answer_url }}}} log_host={SERVER} log_port={SYSLOG_PORT} DEBIAN_FRONTEND=text console=ttyS0 no_timer_check ---"
 answer = "preseed.j2"
 completion = "report"
 evidence = "report"
@@ -159,7 +159,7 @@ mirror_suite = "trixie"
 mirror_key = "{key}"
 apt_services = ""
 kernel_package = "linux-image-cloud-amd64"
-kernel_options = "console=ttyS0"
+kernel_options = "console=ttyS0 no_timer_check"
 ntp = false
 
 # An emulated processor takes its time.

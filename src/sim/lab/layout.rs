@@ -68,6 +68,7 @@ address = "{SERVER}"
 range = ["{first}", "{last}"]
 netmask = "{NETMASK}"
 router = "{MIRROR}"
+dns = ["{MIRROR}"]
 
 [tftp]
 listen = ["{SERVER}:69"]
