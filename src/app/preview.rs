@@ -15,6 +15,7 @@ use crate::{
         CallError,
         api::Api,
         records::{VmRecord, is_null},
+        version::XenVersion,
     },
 };
 
@@ -102,7 +103,8 @@ pub async fn render(
     };
     let wanted = machine.and_then(|machine| machine.disk.as_ref()).or(profile.disk.as_ref());
     let disk = disk(api, vm, wanted.map(String::as_str)).await?;
-    let target = Target { name: &vm.name_label, uuid: &vm.uuid, mac, disk };
+    let xen = XenVersion::lowest(&api.hosts().await?);
+    let target = Target { name: &vm.name_label, uuid: &vm.uuid, mac, disk, xen };
     let armed = sample(profile, files, variables(profile, machine), target);
     Ok(match kind {
         RenderKind::Script => templates.ipxe_script(&armed, urls, Dialect::Ipxe2012)?,
@@ -126,7 +128,7 @@ pub fn own_script(
     let files = profile.boot.clone().filter(|_| templates.names().any(|name| name == SCRIPT))?;
     let disk = Some(("0".to_owned(), 1 << 34));
     let uuid = uuid::Uuid::nil().to_string();
-    let target = Target { name: "example", uuid: &uuid, mac: EXAMPLE, disk };
+    let target = Target { name: "example", uuid: &uuid, mac: EXAMPLE, disk, xen: None };
     let machine = config.machines.values().find(|machine| machine.profile.as_deref() == Some(&profile.name));
     let armed = sample(profile, files, variables(profile, machine), target);
     let dialects = [Dialect::Ipxe2012, Dialect::Modern];
@@ -141,6 +143,7 @@ struct Target<'a> {
     uuid: &'a str,
     mac: MacAddr,
     disk: Option<(String, u64)>,
+    xen: Option<XenVersion>,
 }
 
 /// An attempt with tokens that open nothing.
@@ -165,6 +168,7 @@ fn sample(
         profile: profile.name.clone(),
         variables,
         disk: target.disk,
+        xen: target.xen,
         phase: ArmPhase::Booting,
     }
 }

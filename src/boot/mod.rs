@@ -23,6 +23,7 @@ use crate::{
     config::BootFiles,
     machine::MacAddr,
     secret::{Token, TokenHash},
+    xen::version::XenVersion,
 };
 
 /// What the boot services know of one machine.
@@ -65,6 +66,8 @@ pub struct Armed {
     pub variables: BTreeMap<String, serde_json::Value>,
     /// The disk to install to, as VBD.userdevice and size in bytes.
     pub disk: Option<(String, u64)>,
+    /// The oldest Xen of the hosts that may start what is installed; `None`: not known.
+    pub xen: Option<XenVersion>,
     /// How far the attempt is.
     pub phase: ArmPhase,
 }

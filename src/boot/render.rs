@@ -43,6 +43,8 @@ const ARGUMENTS_LIMIT: usize = 2047;
 const REPORT_SCRIPT: &str = "report.sh.j2";
 /// The template of the iPXE script, where somebody wrote one.
 pub const SCRIPT: &str = "script.ipxe.j2";
+/// Readies a system for pygrub, and tells whether it is ready (`docs/pv-readiness.md`).
+pub const PV_READY_SCRIPT: &str = include_str!("../../config/guest/pv-ready.sh");
 /// The templates that the program brings along, by name.
 const EMBEDDED: [(&str, &str); 3] = [
     ("preseed.j2", include_str!("../../config/templates/preseed.j2")),
@@ -171,6 +173,7 @@ impl Templates {
     pub fn render_answer(&self, armed: &Armed, urls: &Urls) -> Result<Option<String>, RenderError> {
         let Some(name) = armed.files.answer.as_deref() else { return Ok(None) };
         let mut facts = Facts::of(armed, urls);
+        facts.pv_ready_script = Some(PV_READY_SCRIPT);
         facts.report_script = Some(self.render_named(REPORT_SCRIPT, armed, &facts)?);
         self.render_named(name, armed, &facts).map(Some)
     }
@@ -282,12 +285,15 @@ struct Facts<'a> {
     disk: Option<DiskFacts<'a>>,
     vars: &'a BTreeMap<String, serde_json::Value>,
     profile: &'a str,
+    pool: PoolFacts,
     server: ServerFacts<'a>,
     answer_url: Option<String>,
     report_url: String,
     booted_url: String,
     /// The shell script that posts a stage (`report.sh.j2`), rendered; only in answer files.
     report_script: Option<String>,
+    /// The script that readies the installed system for pygrub; only in answer files.
+    pv_ready_script: Option<&'static str>,
     /// Only in [`SCRIPT`].
     #[serde(skip_serializing_if = "Option::is_none")]
     boot: Option<ScriptFacts>,
@@ -318,6 +324,12 @@ struct DiskFacts<'a> {
     size: u64,
 }
 
+/// `xen` is such as `4.13`; empty: not known.
+#[derive(Serialize)]
+struct PoolFacts {
+    xen: String,
+}
+
 #[derive(Serialize)]
 struct ServerFacts<'a> {
     url: &'a str,
@@ -336,11 +348,13 @@ impl<'a> Facts<'a> {
             disk,
             vars: &armed.variables,
             profile: &armed.profile,
+            pool: PoolFacts { xen: armed.xen.map(|xen| xen.to_string()).unwrap_or_default() },
             server: ServerFacts { url: urls.base() },
             answer_url: urls.answer(armed),
             report_url: urls.report(armed),
             booted_url: urls.booted(armed),
             report_script: None,
+            pv_ready_script: None,
             boot: None,
         }
     }

@@ -27,6 +27,7 @@ fn armed(attempt: u32, phase: ArmPhase) -> Arc<Armed> {
         profile: "p".into(),
         variables: BTreeMap::new(),
         disk: None,
+        xen: None,
         phase,
     })
 }

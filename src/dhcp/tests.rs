@@ -171,6 +171,7 @@ impl Rig {
                 profile: "p".into(),
                 variables: BTreeMap::new(),
                 disk: None,
+                xen: None,
                 phase: crate::boot::ArmPhase::Booting,
             })),
             50..=99 => Answer::Refused(machine),

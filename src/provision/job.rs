@@ -11,6 +11,7 @@ use crate::{
     config::{Deadlines, Profile, ProfileKind},
     machine::MacAddr,
     secret::TokenHash,
+    xen::version::XenVersion,
 };
 
 /// How far a job is (design: The job).
@@ -366,6 +367,9 @@ pub struct Job {
     /// VM_metrics.start_time as E0 saw it.
     #[serde(default)]
     pub cleared_start: Option<String>,
+    /// The oldest Xen of the hosts that may run it; known from E0 on, where they tell.
+    #[serde(default)]
+    pub xen: Option<XenVersion>,
     /// The claim, as it will be or is written; known from E0 on.
     pub claim: Option<Claim>,
     /// When to look again, six minutes after the end: a coordinator may have forgotten the last of our writes.
@@ -466,6 +470,7 @@ impl Job {
             was_running: false,
             cleared_at: None,
             cleared_start: None,
+            xen: None,
             claim: None,
             settle_at: None,
             start: None,
@@ -519,6 +524,7 @@ impl Job {
         self.waiting = None;
         self.cleared_at = None;
         self.cleared_start = None;
+        self.xen = None;
         self.claim = None;
         self.settle_at = None;
         self.start = None;

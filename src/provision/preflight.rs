@@ -23,6 +23,7 @@ use crate::{
             VmRecord, never_ran,
         },
         release::Release,
+        version::XenVersion,
     },
 };
 
@@ -70,6 +71,8 @@ pub struct Cleared {
     pub running: bool,
     /// VM_metrics.start_time: one that is off and has another later has run meanwhile.
     pub start_time: String,
+    /// The oldest Xen of the hosts that may run it; `None`: none of them tells.
+    pub xen: Option<XenVersion>,
     /// The claim to write.
     pub claim: Claim,
 }
@@ -116,7 +119,15 @@ pub fn judge(
         return Err((Reason::SettingsChanged, "its boot settings do not fit into a claim of 4 KiB".into()));
     }
     let running = facts.vm.power_state == PowerState::Running;
-    Ok(Cleared { mac, disk, running, start_time: facts.metrics.start_time.clone(), claim })
+    let start_time = facts.metrics.start_time.clone();
+    Ok(Cleared { mac, disk, running, start_time, xen: oldest_xen(facts), claim })
+}
+
+/// Xapi takes any of the possible hosts; where none is possible now, any of the pool may be later.
+fn oldest_xen(facts: &Facts) -> Option<XenVersion> {
+    let possible = hosts_among(&facts.vm, &facts.hosts, &facts.possible_hosts);
+    let among = facts.hosts.iter().filter(|host| possible.contains(&host.reference));
+    XenVersion::lowest(among).or_else(|| XenVersion::lowest(&facts.hosts))
 }
 
 fn is_a_guest(vm: &VmRecord) -> Result<(), Refusal> {

@@ -308,6 +308,7 @@ fn advance(job: &mut Job, outcome: &Outcome, now: Timestamp) {
             job.was_running = cleared.running;
             job.cleared_at = Some(now);
             job.cleared_start = Some(cleared.start_time.clone());
+            job.xen = cleared.xen;
             job.claim = Some(cleared.claim.clone());
             go_to(job, Effect::Claim);
         }

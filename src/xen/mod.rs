@@ -15,6 +15,7 @@ pub mod records;
 pub mod release;
 pub mod rights;
 mod tls;
+pub mod version;
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 

@@ -9,7 +9,7 @@ mod places;
 
 use std::collections::BTreeMap;
 
-use super::{Failure, Value};
+use super::{Failure, Value, version::XenVersion};
 pub use activity::{EventBatch, ObjectEvent, TaskRecord, TaskStatus};
 use fields::Fields;
 pub use places::{NetworkRecord, SrRecord};
@@ -417,6 +417,8 @@ pub struct HostRecord {
     pub product_version: Option<String>,
     /// `software_version["product_brand"]`: such as `XCP-ng`.
     pub product_brand: Option<String>,
+    /// `software_version["xen"]`: such as `4.13.4-9.29.1`.
+    pub xen: Option<XenVersion>,
     /// `capabilities`: such as `xen-3.0-x86_64`, `hvm-3.0-x86_64`.
     pub capabilities: Vec<String>,
     /// `metrics`: the reference of its [`HostMetrics`].
@@ -443,6 +445,7 @@ impl Record for HostRecord {
             api_version: (fields.version("API_version_major")?, fields.version("API_version_minor")?),
             product_version: software.remove("product_version"),
             product_brand: software.remove("product_brand"),
+            xen: software.remove("xen").as_deref().and_then(XenVersion::parse),
             capabilities: fields.set("capabilities")?,
             metrics: fields.text("metrics")?,
         })

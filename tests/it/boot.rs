@@ -97,6 +97,7 @@ fn armed(attempt: u32, phase: ArmPhase) -> Arc<Armed> {
         profile: "mini".into(),
         variables: BTreeMap::new(),
         disk: Some(("0".into(), 1 << 30)),
+        xen: None,
         phase,
     })
 }

@@ -8,6 +8,7 @@ use super::{lint::Dialect, *};
 use crate::{
     boot::ArmPhase,
     secret::{TokenKey, TokenUse},
+    xen::version::XenVersion,
 };
 
 const MAC: MacAddr = MacAddr::new([2, 0x16, 0x3e, 0, 0, 0x0a]);
@@ -33,6 +34,7 @@ fn armed(args: &str, answer: Option<&str>) -> Armed {
         profile: "ubuntu".into(),
         variables: BTreeMap::from([("root_password_hash".to_owned(), json!("$6$secret$hash"))]),
         disk: Some(("1".into(), 10 << 30)),
+        xen: Some(XenVersion::new(4, 13)),
         phase: ArmPhase::Booting,
     }
 }
@@ -214,10 +216,10 @@ fn a_blank_in_a_file_name_is_encoded_for_http_and_refused_for_pxelinux() {
 #[test]
 fn the_context_is_what_the_documentation_lists() {
     let source = "{{ machine.name }} {{ machine.mac }} {{ machine.uuid }} {{ disk.userdevice }} {{ disk.position }} \
-                  {{ disk.letter }} {{ disk.size }} {{ profile }} {{ server.url }}\n{{ answer_url }}\n{{ report_url }}\n{{ booted_url }}\n";
+                  {{ disk.letter }} {{ disk.size }} {{ profile }} {{ pool.xen }} {{ server.url }}\n{{ answer_url }}\n{{ report_url }}\n{{ booted_url }}\n";
     assert_eq!(
         answer(source).unwrap(),
-        "web 1's 02:16:3e:00:00:0a 0a1b 1 1 b 10737418240 ubuntu http://10.0.0.2:8080\n\
+        "web 1's 02:16:3e:00:00:0a 0a1b 1 1 b 10737418240 ubuntu 4.13 http://10.0.0.2:8080\n\
          http://10.0.0.2:8080/a/RENDER/t\nhttp://10.0.0.2:8080/r/REPORT\nhttp://10.0.0.2:8080/r/BOOTED/booted\n"
     );
 }
@@ -354,7 +356,7 @@ fn the_preseed_writes_scripts_that_a_shell_accepts() {
         assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stderr));
     };
     for (key, scripts) in [
-        ("preseed/early_command", &["bootflip-report.sh", "bootflip-disk.sh"][..]),
+        ("preseed/early_command", &["bootflip-report.sh", "bootflip-disk.sh", "bootflip-pv-ready.sh"][..]),
         ("preseed/late_command", &["bootflip-late.sh"][..]),
     ] {
         let line = preseed_lines(&text).into_iter().find(|line| line.contains(key)).unwrap();
@@ -373,19 +375,20 @@ fn the_preseed_writes_scripts_that_a_shell_accepts() {
     let late = std::fs::read_to_string(folder.path().join("bootflip-late.sh")).unwrap();
     // What the late script writes into the target, written below the folder.
     std::fs::create_dir_all(folder.path().join("target/root/.ssh")).unwrap();
-    for folders in ["usr/local/sbin", "etc/default/grub.d", "etc/systemd/system", "etc/init"] {
+    for folders in ["usr/local/sbin", "etc/systemd/system", "etc/init"] {
         std::fs::create_dir_all(folder.path().join("target").join(folders)).unwrap();
     }
     for line in late.lines().filter(|line| line.trim_start().starts_with("printf ")) {
         run(&line.replace("/target/", &format!("{here}/target/")));
     }
     let read = |path: &str| std::fs::read_to_string(folder.path().join("target").join(path)).unwrap();
-    for script in ["usr/local/sbin/bootflip-menu-lst", "usr/local/sbin/bootflip-booted"] {
-        run(&format!("sh -n {here}/target/{script}"));
-    }
+    run(&format!("sh -n {here}/target/usr/local/sbin/bootflip-booted"));
+    assert_eq!(
+        std::fs::read_to_string(folder.path().join("bootflip-pv-ready.sh")).unwrap().replace(here, "/tmp"),
+        PV_READY_SCRIPT
+    );
+    assert!(late.contains("in-target /usr/local/sbin/bootflip-pv-ready --xen '4.13' --output "), "{late}");
     assert_eq!(read("root/.ssh/authorized_keys"), "ssh-ed25519 AAAA it's me\n");
     assert!(read("usr/local/sbin/bootflip-booted").contains(&urls().booted(&armed)));
-    assert!(read("etc/default/grub.d/bootflip.cfg").contains("GRUB_CMDLINE_LINUX=\"console=hvc0\"\n"));
     assert!(read("etc/systemd/system/bootflip-booted.service").starts_with("[Unit]\n"));
-    run(&format!("sh -c '. {here}/target/etc/default/grub.d/bootflip.cfg'"));
 }

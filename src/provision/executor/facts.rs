@@ -64,6 +64,7 @@ impl Executor {
         let Some(mac) = cleared.mac else { return Err((Reason::NoVif, "no NIC to boot from".into())) };
         let mut preview = job.clone();
         preview.disk.clone_from(&cleared.disk);
+        preview.xen = cleared.xen;
         match self.parts.serving.problem(&self.armed(&preview, mac)) {
             Some(problem) => Err((Reason::NotServable, problem)),
             None => Ok(cleared),

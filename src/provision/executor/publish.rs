@@ -104,6 +104,7 @@ impl Executor {
             profile: job.profile.name.clone(),
             variables: job.variables.clone(),
             disk: job.disk.clone(),
+            xen: job.xen,
             phase: match job.gate {
                 GateState::Closed | GateState::Booting => ArmPhase::Booting,
                 GateState::Installing => ArmPhase::Installing,

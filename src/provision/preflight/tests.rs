@@ -18,6 +18,7 @@ fn host(name: &str) -> HostRecord {
         api_version: (2, 15),
         product_version: Some("8.2.1".to_owned()),
         product_brand: Some("XCP-ng".to_owned()),
+        xen: XenVersion::parse("4.13.4-9.29.1"),
         capabilities: ["xen-3.0-x86_64", "xen-3.0-x86_32p", "hvm-3.0-x86_64", ""].map(str::to_owned).to_vec(),
         metrics: format!("metrics-{name}"),
     }

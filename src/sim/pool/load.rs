@@ -167,6 +167,7 @@ impl Pool {
         let version = self.release.product_version.to_owned();
         host.put_in("software_version", "product_version", &version);
         host.put_in("software_version", "product_brand", self.release.brand);
+        host.put_in("software_version", "xen", self.release.xen);
     }
 
     fn load_vms(&mut self, source: Source<'_>, table: &Map<String, Json>) -> Result<(), LoadError> {

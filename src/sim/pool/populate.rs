@@ -119,6 +119,7 @@ impl Pool {
             ("product_version", release.product_version),
             ("product_brand", release.brand),
             ("platform_version", release.product_version),
+            ("xen", release.xen),
             ("xapi", &format!("{major}.{minor}")),
             ("hostname", "localhost"),
         ];

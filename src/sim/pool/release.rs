@@ -35,6 +35,8 @@ pub struct Release {
     pub product_version: &'static str,
     /// `software_version:product_brand`.
     pub brand: &'static str,
+    /// `software_version:xen`.
+    pub xen: &'static str,
     /// An HVM start writes `platform:device-model` when it is absent (7.3 and later).
     pub writes_device_model: bool,
     /// The code for a clean shutdown of an HVM domain without tools.
@@ -47,27 +49,28 @@ const NEW_NO_TOOLS: &str = "VM_LACKS_FEATURE";
 
 impl Release {
     /// XenServer 5.6.
-    pub const V5_6: Self = Self::old("5.6", MIDNIGHT_RIDE, "5.6.0");
+    pub const V5_6: Self = Self::old("5.6", MIDNIGHT_RIDE, "5.6.0", "3.4.2");
     /// XenServer 5.6 Feature Pack 1.
-    pub const V5_6_FP1: Self = Self::old("5.6-fp1", COWLEY, "5.6.100");
+    pub const V5_6_FP1: Self = Self::old("5.6-fp1", COWLEY, "5.6.100", "3.4.2");
     /// XenServer 6.0: the first with event.from.
-    pub const V6_0: Self = Self::old("6.0", BOSTON, "6.0.0");
+    pub const V6_0: Self = Self::old("6.0", BOSTON, "6.0.0", "4.1.1");
     /// XenServer 6.1: the first with xenopsd.
-    pub const V6_1: Self = Self::old("6.1", TAMPA, "6.1.0");
+    pub const V6_1: Self = Self::old("6.1", TAMPA, "6.1.0", "4.1.3");
     /// XenServer 6.2: no `domain_type`, no `VM_metrics.hvm`; the first that knows originators.
-    pub const V6_2: Self = Self::old("6.2", CLEARWATER, "6.2.0");
+    pub const V6_2: Self = Self::old("6.2", CLEARWATER, "6.2.0", "4.1.5");
     /// XenServer 6.5.
-    pub const V6_5: Self = Self::old("6.5", CREEDENCE, "6.5.0");
+    pub const V6_5: Self = Self::old("6.5", CREEDENCE, "6.5.0", "4.4.1-xs90192");
     /// XenServer 7.2: has `VM_metrics.hvm`.
-    pub const V7_2: Self = Self { no_tools: NEW_NO_TOOLS, ..Self::old("7.2", FALCON, "7.2.0") };
+    pub const V7_2: Self = Self { no_tools: NEW_NO_TOOLS, ..Self::old("7.2", FALCON, "7.2.0", "4.7.1-1.1") };
     /// XenServer 7.6: has `domain_type`.
-    pub const V7_6: Self = Self { brand: "XenServer", ..Self::new("7.6", LIMA, "7.6.0") };
+    pub const V7_6: Self = Self { brand: "XenServer", ..Self::new("7.6", LIMA, "7.6.0", "4.7.6-1.26") };
     /// Citrix Hypervisor 8.0.
-    pub const V8_0: Self = Self { brand: "Citrix Hypervisor", ..Self::new("8.0", NAPLES, "8.0.0") };
+    pub const V8_0: Self =
+        Self { brand: "Citrix Hypervisor", ..Self::new("8.0", NAPLES, "8.0.0", "4.11.1-7.6") };
     /// XCP-ng 8.2.
-    pub const V8_2: Self = Self::new("8.2", STOCKHOLM, "8.2.0");
+    pub const V8_2: Self = Self::new("8.2", STOCKHOLM, "8.2.0", "4.13.4-9.29.1");
     /// XCP-ng 8.3: no PV.
-    pub const V8_3: Self = Self::new("8.3", NILE, "8.3.0");
+    pub const V8_3: Self = Self::new("8.3", NILE, "8.3.0", "4.17.4-3");
 
     /// The releases that the model claims to behave like, oldest first.
     pub const ALL: [Self; 9] = [
@@ -84,22 +87,24 @@ impl Release {
     /// Releases that only loaded databases have; their behaviour is that of their neighbours.
     pub const BETWEEN: [Self; 2] = [Self::V5_6_FP1, Self::V6_1];
 
-    const fn old(name: &'static str, api: Api, product_version: &'static str) -> Self {
+    const fn old(name: &'static str, api: Api, product_version: &'static str, xen: &'static str) -> Self {
         Self {
             name,
             api,
             product_version,
+            xen,
             brand: "XenServer",
             writes_device_model: false,
             no_tools: OLD_NO_TOOLS,
         }
     }
 
-    const fn new(name: &'static str, api: Api, product_version: &'static str) -> Self {
+    const fn new(name: &'static str, api: Api, product_version: &'static str, xen: &'static str) -> Self {
         Self {
             name,
             api,
             product_version,
+            xen,
             brand: "XCP-ng",
             writes_device_model: true,
             no_tools: NEW_NO_TOOLS,
