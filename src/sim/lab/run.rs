@@ -107,7 +107,12 @@ const CONSOLE_PAUSE: Duration = Duration::from_millis(200);
 /// document says how it went.
 pub fn run(options: &LabOptions) -> Result<Document, RunError> {
     let lab = Lab::open(&options.lab, options.installer)?;
-    apart(options.keep, async |network, folder| {
+    // Half an hour's evidence of what went wrong is not thrown away.
+    let keep = |result: &Result<Document, RunError>| {
+        options.keep
+            || options.installer == Installer::Debian && !result.as_ref().is_ok_and(|document| document.ok)
+    };
+    apart(keep, async |network, folder| {
         let mut bench = Bench::set_up(options, &lab, network, folder).await?;
         bench.play().await
     })
@@ -122,35 +127,38 @@ pub fn simulate(
     tell: impl Fn(&str) + Send + Sync,
 ) -> Result<(), RunError> {
     let lab = Lab::open(lab, Installer::Mini)?;
-    apart(false, async |network, folder| {
-        let mut scene = Scene::set(&lab, network, folder, vms, release).await?;
-        write_configuration(&lab, &scene, folder, vms, "own")?;
-        tell(&format!(
-            "{vms} PV VMs with blank disks, tagged {}, in a simulated pool at {}. To run a server beside them:\n\n  \
+    apart(
+        |_| false,
+        async |network, folder| {
+            let mut scene = Scene::set(&lab, network, folder, vms, release).await?;
+            write_configuration(&lab, &scene, folder, vms, "own")?;
+            tell(&format!(
+                "{vms} PV VMs with blank disks, tagged {}, in a simulated pool at {}. To run a server beside them:\n\n  \
              nsenter --net={} bootflip serve -c {}\n\nCtrl-C ends all of it.",
-            scene::TAG,
-            scene.sim.url(),
-            namespace(),
-            folder.join(layout::CONFIG).display(),
-        ));
-        loop {
-            tokio::select! {
-                Some(start) = scene.next_start() => {
-                    let console = scene.body.console(&start.vm_uuid, start.domid).unwrap_or_default();
-                    tell(&format!(
-                        "domain {} of {} runs ({:?}): {}", start.domid, start.name, start.mode, console.display()
-                    ));
-                    scene.body.start(start);
+                scene::TAG,
+                scene.sim.url(),
+                namespace(),
+                folder.join(layout::CONFIG).display(),
+            ));
+            loop {
+                tokio::select! {
+                    Some(start) = scene.next_start() => {
+                        let console = scene.body.console(&start.vm_uuid, start.domid).unwrap_or_default();
+                        tell(&format!(
+                            "domain {} of {} runs ({:?}): {}", start.domid, start.name, start.mode, console.display()
+                        ));
+                        scene.body.start(start);
+                    }
+                    _ = tokio::signal::ctrl_c() => return Ok(()),
                 }
-                _ = tokio::signal::ctrl_c() => return Ok(()),
             }
-        }
-    })
+        },
+    )
 }
 
-/// Runs `body` in a namespace and with a folder of its own.
+/// Runs `body` in a namespace and with a folder of its own, which goes unless `keep` says otherwise.
 fn apart<T: Send>(
-    keep: bool,
+    keep: impl FnOnce(&Result<T, RunError>) -> bool,
     body: impl AsyncFnOnce(&Network, &Path) -> Result<T, RunError> + Send,
 ) -> Result<T, RunError> {
     let folder = make_folder()?;
@@ -159,13 +167,14 @@ fn apart<T: Send>(
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.map_err(RunError::Runtime)?.block_on(body(network, &folder))
     });
-    if keep {
+    let result = result.map_err(RunError::from).flatten();
+    if keep(&result) {
         tracing::warn!(folder = %folder.display(), "the lab's folder is left");
     } else {
         // What cannot be removed is in the temporary folder; it does not change the result.
         let _ = std::fs::remove_dir_all(&folder);
     }
-    result?
+    result
 }
 
 /// The namespace of the calling thread, as other programs reach it.
