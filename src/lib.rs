@@ -17,5 +17,6 @@ pub mod provision;
 pub mod secret;
 pub mod sim;
 pub mod store;
+pub mod syslog;
 pub mod tftp;
 pub mod xen;

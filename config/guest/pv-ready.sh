@@ -57,9 +57,9 @@ number() {
 # One finding. ok, advice: a PV start does not hang on it; mended; todo: --check, a run without it mends that;
 # problem: only a person can mend it.
 found() { # CHECK ok|advice|mended|todo|problem TEXT
-    case $2 in
-    todo | problem) BLOCKED=yes ;;
-    mended) MENDED=yes ;;
+    case $2-$1 in
+    problem-* | todo-fstab | todo-kernel-args | todo-compression | todo-drivers) BLOCKED=yes ;;
+    mended-*) MENDED=yes ;;
     esac
     [ "$CHECKS_COUNT" -lt "$CHECKS_MAX" ] || return 0
     CHECKS_COUNT=$((CHECKS_COUNT + 1))
@@ -212,15 +212,28 @@ fstab_of() { # MOUNT-POINT: device, options
     printf '%s\n' "$FSTAB" | awk -v at="$1" '$1 !~ /^#/ && $2 == at { print $1, $4; exit }'
 }
 
+# What udev's names under /dev/disk stand for: an initrd finds UUIDs and the volumes of LVM by themselves.
+plain_spec() { # DEVICE
+    case $1 in
+    /dev/disk/by-uuid/*) printf 'UUID=%s' "${1##*/}" ;;
+    /dev/disk/by-id/dm-*)
+        spec_target=$(readlink "$ROOT$1")
+        spec_name=$(cat "$ROOT/sys/class/block/${spec_target##*/}/dm/name" 2>/dev/null)
+        if [ -n "$spec_name" ]; then printf '/dev/mapper/%s' "$spec_name"; else printf '%s' "$1"; fi
+        ;;
+    *) printf '%s' "$1" ;;
+    esac
+}
+
 ROOT_SPEC='' ROOT_FLAGS='' BOOT_SPEC='' SEPARATE=false BASE='' PREFIX=''
 find_places() {
     # shellcheck disable=SC2046
     set -- $(fstab_of /) ''
-    ROOT_SPEC=$1
+    ROOT_SPEC=$(plain_spec "$1")
     case ",${2:-}," in *,subvol=*) ROOT_FLAGS=" rootflags=$(printf '%s' "$2" | tr ',' '\n' | grep '^subvol=' | head -n 1)" ;; esac
     # shellcheck disable=SC2046
     set -- $(fstab_of /boot) ''
-    BOOT_SPEC=$1
+    BOOT_SPEC=$(plain_spec "$1")
     # Paths are relative to the file system that pygrub reads.
     BASE=$ROOT PREFIX=/boot
     if [ -n "$BOOT_SPEC" ]; then SEPARATE=true BASE=$ROOT/boot PREFIX=''; fi
@@ -258,7 +271,7 @@ kernels() {
         [ -f "$kernels_file" ] || continue
         kernels_version=${kernels_file##*/}
         kernels_version=${kernels_version#*-}
-        case $kernels_version in *rescue* | *.old | *.bak | *.dpkg-* | *.rpm*) continue ;; esac
+        case $kernels_version in *rescue* | *.old | *.bak | *.dpkg-* | *.rpm* | *[!A-Za-z0-9._+~-]*) continue ;; esac
         [ "$(configured "$kernels_version" CONFIG_XEN_PV y)" = no ] || echo "$kernels_version"
     done | sort -u | sort -rV
 }
@@ -328,7 +341,7 @@ keep_copy() { # VERSION IMAGE COMPRESSION
     [ "$3" = gzip ] || keep_length=$((keep_length - 4))
     keep_next=$ROOT/boot/.pv-ready.$$
     bytes "$2" "${keep_at% *}" "$keep_length" | unpack "$3" >"$TMP/elf"
-    if [ "$(hex "$TMP/elf" 0 4)" = 7f454c46 ] && gzip -9c "$TMP/elf" >"$keep_next" &&
+    if [ "$(hex "$TMP/elf" 0 4)" = 7f454c46 ] && gzip -9c <"$TMP/elf" >"$keep_next" &&
         gzip -t <"$keep_next" && mv -f "$keep_next" "$(copy_of "$1")"; then
         return 0
     fi
@@ -372,7 +385,7 @@ pv_image_of() { # VERSION
 distribution_args() { # VERSION
     for args_file in "$ROOT"/boot/loader/entries/*-"$1".conf; do
         [ -f "$args_file" ] || continue
-        args_options=$(sed -n 's/^options[ \t]*//p' "$args_file" | head -n 1)
+        args_options=$(sed -n "s/^options[ $TAB]*//p" "$args_file" | head -n 1)
         args_saved=$(sed -n 's/^kernelopts=//p' "$ROOT/boot/grub2/grubenv" 2>/dev/null | head -n 1)
         case $args_options in *\$kernelopts*) args_options="$args_saved $args_options" ;; esac
         printf '%s\n' "$args_options" | by_uuid
@@ -392,9 +405,10 @@ distribution_args() { # VERSION
 
 # root by UUID, and hvc0 as the last console, which is where a PV guest's /dev/console is.
 args_of() { # VERSION
+    args_told=$(distribution_args "$1")
     set -f
-    # shellcheck disable=SC2046
-    set -- $(distribution_args "$1")
+    # shellcheck disable=SC2086
+    set -- $args_told
     set +f
     args="root=$ROOT_SPEC ro$ROOT_FLAGS"
     for args_word in "$@"; do
@@ -696,7 +710,7 @@ check_menu() {
     fi
     for menu_file in "$PYGRUB_KERNEL" $PYGRUB_INITRD; do
         if [ ! -f "$BASE$menu_file" ]; then
-            PYGRUB_WHY="$menu_file is not there"
+            PYGRUB_WHY=${PYGRUB_WHY:-"$menu_file is not there"}
             found menu problem "$PYGRUB_MENU names $menu_file, which is not on that file system"
         elif [ "$(size_of "$BASE$menu_file")" -gt "$LARGEST" ]; then
             found size problem "$menu_file has $(size_of "$BASE$menu_file") bytes; pygrub copies at most $LARGEST: MODULES=dep or COMPRESS=xz in initramfs.conf make an initrd smaller"

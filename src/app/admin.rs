@@ -153,6 +153,7 @@ fn routes(desk: Arc<Desk>) -> Router {
         .route("/v1/health", get(async |State(desk): At| Json(desk.health())))
         .route("/v1/jobs", get(jobs).post(deploy))
         .route("/v1/jobs/{id}", get(job))
+        .route("/v1/jobs/{id}/log", get(log))
         .route("/v1/jobs/{id}/cancel", post(cancel))
         .route("/v1/jobs/{id}/finish", post(finish))
         .route("/v1/jobs/{id}/retry", post(retry))
@@ -173,6 +174,10 @@ async fn jobs(State(desk): At) -> Result<Response, DeskError> {
 
 async fn job(State(desk): At, UrlPath(id): UrlPath<String>) -> Result<Response, DeskError> {
     Ok(Json(desk.job(&id).await?).into_response())
+}
+
+async fn log(State(desk): At, UrlPath(id): UrlPath<String>) -> Result<Response, DeskError> {
+    Ok(desk.log(&id).await?.into_response())
 }
 
 async fn plan(
@@ -266,6 +271,7 @@ impl IntoResponse for DeskError {
                 StatusCode::UNPROCESSABLE_ENTITY
             }
             Self::Pool { .. } => StatusCode::BAD_GATEWAY,
+            Self::Log { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         };
         refuse(status, super::chain(&self))
     }

@@ -10,12 +10,13 @@ use futures_util::{StreamExt, future::join_all, stream};
 
 use super::{
     inventory::Known,
+    logs,
     machines::{self, VmView},
     orders::{Health, Order, OrderAnswer, OrderLine, Outcome, PoolAway, RenderOrder},
     planning,
-    preview::{self, PreviewError, machine_config, profile_for},
+    preview::{self, PreviewError, Wanted, machine_config, profile_for},
     selection::{Candidate, Selection, resolve},
-    views::{self, JobView},
+    views::{self, JobView, TransferView},
 };
 use crate::{
     boot::{
@@ -25,6 +26,7 @@ use crate::{
     clock::Clock,
     config::{Config, ProfileKind},
     dhcp::server::Board,
+    machine::MacAddr,
     provision::{
         Event,
         capacity::Wish,
@@ -32,6 +34,7 @@ use crate::{
         job::{Batch, NewJob, Options},
         reason::Reason,
     },
+    syslog,
     xen::{CallError, Class, api::Api, records::VmRecord},
 };
 
@@ -57,6 +60,14 @@ pub enum DeskError {
         pool: String,
         /// Why.
         source: CallError,
+    },
+    /// The file of a machine's lines.
+    #[error("cannot read the lines of {mac}")]
+    Log {
+        /// The machine.
+        mac: MacAddr,
+        /// Why.
+        source: std::io::Error,
     },
     /// Profile or template.
     #[error(transparent)]
@@ -84,6 +95,8 @@ pub struct Desk {
     pub clock: Arc<dyn Clock>,
     /// DHCP, by interface.
     pub dhcp: Vec<Board>,
+    /// The syslog receiver, where it is on.
+    pub syslog: Option<syslog::server::Board>,
 }
 
 impl Desk {
@@ -99,6 +112,7 @@ impl Desk {
             machines,
             pools_away: self.known.problems().into_iter().filter_map(away).collect(),
             dhcp: self.dhcp.iter().map(Board::read).collect(),
+            syslog: self.syslog.as_ref().map(syslog::server::Board::read),
         }
     }
 
@@ -113,7 +127,20 @@ impl Desk {
     pub async fn job(&self, id: &str) -> Result<JobView, DeskError> {
         let job = self.executor.job(id).await.map_err(OperationError::from)?;
         let job = job.ok_or_else(|| OperationError::NoSuchJob(id.to_owned()))?;
-        Ok(views::full(&job, self.clock.now()))
+        let transfers = self.executor.transfers(id);
+        let transfers = transfers.iter().map(|(at, transfer)| TransferView::of(*at, transfer)).collect();
+        Ok(JobView { transfers, ..views::full(&job, self.clock.now()) })
+    }
+
+    /// What a job's machine sent by syslog since the job was made.
+    pub async fn log(&self, id: &str) -> Result<String, DeskError> {
+        let job = self.executor.job(id).await.map_err(OperationError::from)?;
+        let job = job.ok_or_else(|| OperationError::NoSuchJob(id.to_owned()))?;
+        let Some(mac) = job.mac else { return Ok(String::new()) };
+        let folder = logs::folder(&self.config);
+        let read = tokio::task::spawn_blocking(move || logs::read(&folder, mac, job.created));
+        let read = read.await.map_err(std::io::Error::other).flatten();
+        read.map_err(|source| DeskError::Log { mac, source })
     }
 
     /// Cancel, retry or resolve.
@@ -226,7 +253,13 @@ impl Desk {
 
     /// E0, without a job.
     async fn look(&self, line: OrderLine, new: &NewJob) -> (OrderLine, Option<Wish>) {
-        let preview = match self.executor.preview(new.clone()).await {
+        let Some(api) = self.apis.get(&new.pool) else {
+            return (
+                OrderLine { detail: OperationError::NoSuchPool(new.pool.clone()).to_string(), ..line },
+                None,
+            );
+        };
+        let preview = match self.executor.preview(new.clone(), api).await {
             Ok(Ok(preview)) => preview,
             // Nothing was learnt of the VM: the job looks itself, and waits for the pool.
             Ok(Err(error)) if says_nothing(&error) => {
@@ -277,7 +310,7 @@ impl Desk {
             pool: vm.pool.clone(),
             vm_uuid: vm.uuid.clone(),
             vm_name: vm.name.clone(),
-            variables: preview::variables(&profile, machine),
+            variables: preview::variables(&self.config, &profile, vm),
             profile,
             deadlines: self.config.deadlines.clone(),
             options: Options {
@@ -337,8 +370,8 @@ impl Desk {
         let (pool, vm) = self.find(&order.vm).await?;
         let profile = profile_for(&self.config, order.profile.as_deref(), &vm.uuid, &vm.name_label)?;
         let api = self.apis.get(&pool).ok_or_else(|| OperationError::NoSuchPool(pool.clone()))?;
-        let what = (&vm, profile, order.kind);
-        Ok(preview::render(&self.config, &self.templates, self.urls.as_ref(), api, what).await?)
+        let wanted = Wanted { vm: &vm, pool: &pool, profile, order };
+        Ok(preview::render(&self.config, &self.templates, self.urls.as_ref(), api, wanted).await?)
     }
 
     async fn find(&self, name: &str) -> Result<(String, VmRecord), DeskError> {

@@ -1,21 +1,23 @@
-//! Binds DHCP, TFTP and boot HTTP as the configuration says, and runs them. A shell.
+//! Binds DHCP, TFTP, boot HTTP and syslog as the configuration says, and runs them. A shell.
 
 use std::{path::Path, sync::Arc};
 
 use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
+use super::logs;
 use crate::{
     boot::{
         Gate,
         render::{Templates, Urls},
         sink::Sink,
+        vouch::Vouch,
     },
     clock::Clock,
     config::Config,
     dhcp, http,
     store::Store,
-    tftp,
+    syslog, tftp,
 };
 
 /// What the listeners need of the rest of the program.
@@ -45,6 +47,9 @@ pub enum BindError {
     /// Boot HTTP.
     #[error(transparent)]
     Http(#[from] http::server::BindError),
+    /// Syslog.
+    #[error(transparent)]
+    Syslog(#[from] syslog::server::BindError),
 }
 
 /// The bound listeners; nothing is answered before [`Listeners::run`].
@@ -53,16 +58,26 @@ pub(super) struct Listeners {
     dhcp: Vec<(String, dhcp::server::Server)>,
     tftp: Option<tftp::server::Server>,
     http: Option<http::server::Server>,
+    syslog: Option<syslog::server::Server>,
 }
 
 /// Binds what the configuration has.
 pub(super) async fn bind(config: &Config, shared: &Shared) -> Result<Listeners, BindError> {
     let mut listeners = Listeners::default();
+    if let Some(syslog) = &config.syslog {
+        let parts = syslog::server::Shared {
+            gate: shared.gate.clone(),
+            clock: Arc::clone(&shared.clock),
+            folder: logs::folder(config),
+        };
+        listeners.syslog = Some(syslog::server::bind(syslog, parts)?);
+    }
     if let Some(http) = &config.http {
         let parts = http::server::Shared {
             gate: shared.gate.clone(),
             sink: Arc::clone(&shared.sink),
             templates: Arc::clone(&shared.templates),
+            log: listeners.syslog.as_ref().map(syslog::server::Server::bound),
         };
         listeners.http = Some(http::server::bind(http, parts)?);
     }
@@ -101,9 +116,19 @@ impl Listeners {
         self.http.as_ref().map(|http| http.urls().clone())
     }
 
+    /// The boot files, where boot HTTP is on.
+    pub(super) fn files(&self) -> Option<Vouch> {
+        self.http.as_ref().map(|http| http.files().clone())
+    }
+
     /// Where the status of DHCP can be read, for each interface.
     pub(super) fn dhcp_boards(&self) -> Vec<dhcp::server::Board> {
         self.dhcp.iter().map(|(_, server)| server.board()).collect()
+    }
+
+    /// Where the counts of syslog can be read, where it is on.
+    pub(super) fn syslog_board(&self) -> Option<syslog::server::Board> {
+        self.syslog.as_ref().map(syslog::server::Server::board)
     }
 
     /// Where everything listens.
@@ -116,6 +141,7 @@ impl Listeners {
             "dhcp": dhcp.collect::<Vec<_>>(),
             "tftp": self.tftp.as_ref().map(tftp::server::Server::bound).unwrap_or_default(),
             "http": self.http.as_ref().map(http::server::Server::bound),
+            "syslog": self.syslog.as_ref().map(syslog::server::Server::bound),
             "url": self.urls().map(|urls| urls.base().to_owned()),
             "admin": admin,
         })
@@ -132,6 +158,9 @@ impl Listeners {
         }
         if let Some(http) = self.http {
             work.push(("boot HTTP".to_owned(), Box::pin(http.run(stop.clone()))));
+        }
+        if let Some(syslog) = self.syslog {
+            work.push(("syslog".to_owned(), Box::pin(syslog.run(stop.clone()))));
         }
         work
     }

@@ -1,23 +1,15 @@
 //! Boot loaders: found in the distribution's packages, copied into `tftp.root`, and told apart by checksum. A shell.
-//!
-//! Invariant: a file is replaced whole or not at all, and what the manifest says of it is written last; a name in
-//! `SHA256SUMS` that this program does not know keeps its line.
 
 use std::{
-    fmt::Write as _,
-    fs::{self, File},
-    io::{self, Read, Write},
+    fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
-use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-use crate::boot::{
-    manifest::{BadLine, MANIFEST, Manifest},
-    root::RelativePath,
-};
+use super::publish::{FolderError, Stage, Staged, Standing, State, Written, failed, write};
+use crate::secret::hex;
 
 /// A loader that distributions package.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,24 +58,9 @@ pub enum LoadersError {
     /// No loader of ours.
     #[error("there is no loader `{0}`; `bootflip loaders list` names those that there are")]
     Unknown(String),
-    /// A file or folder could not be used.
-    #[error("cannot {operation} {path}")]
-    File {
-        /// `read`, `write`, ….
-        operation: &'static str,
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// The manifest has a line that is none.
-    #[error("{path} cannot be read; correct or remove it")]
-    Manifest {
-        /// Where it is.
-        path: PathBuf,
-        /// Which line.
-        source: BadLine,
-    },
+    /// The folder, or its manifest.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
     /// No package brought it.
     #[error(
         "`{loader}` is in no folder of packages; install the package {package} (Debian's name), or name a folder \
@@ -99,51 +76,6 @@ pub enum LoadersError {
     },
 }
 
-fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LoadersError {
-    let path = path.to_owned();
-    move |source| LoadersError::File { operation, path, source }
-}
-
-/// How a loader in the folder stands to its manifest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum State {
-    /// As the manifest says.
-    Verified,
-    /// Its bytes are others than the manifest's.
-    Differs,
-    /// The manifest names it, and it is not there.
-    Missing,
-    /// It is there, and the manifest does not name it.
-    Unlisted,
-    /// Neither.
-    Absent,
-}
-
-impl State {
-    /// As a table shows it.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Verified => "verified",
-            Self::Differs => "differs",
-            Self::Missing => "missing",
-            Self::Unlisted => "not in SHA256SUMS",
-            Self::Absent => "-",
-        }
-    }
-}
-
-/// One file of the folder.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Standing {
-    /// Its name below the folder.
-    pub name: String,
-    /// How it is.
-    pub state: State,
-    /// Its SHA-256 in hexadecimal, where it is there.
-    pub sha256: Option<String>,
-}
-
 /// What the manifest names, and the loaders that lie beside it unnamed; by name.
 pub fn verify(root: &Path) -> Result<Vec<Standing>, LoadersError> {
     let manifest = Written::read(root)?;
@@ -152,7 +84,8 @@ pub fn verify(root: &Path) -> Result<Vec<Standing>, LoadersError> {
     names.sort_unstable();
     names.dedup();
     let standings = names.into_iter().map(|name| manifest.standing(root, name));
-    standings.filter(|known| known.as_ref().map_or(true, |known| known.state != State::Absent)).collect()
+    let all: Vec<Standing> = standings.collect::<Result<_, _>>()?;
+    Ok(all.into_iter().filter(|known| known.state != State::Absent).collect())
 }
 
 /// Every loader, with how it stands in the folder and where a package has it.
@@ -188,29 +121,20 @@ pub fn install(
 ) -> Result<Vec<(&'static str, bool)>, LoadersError> {
     let wanted = wanted(names)?;
     let manifest = Written::read(root)?;
-    let fetched = tempfile_in(root)?;
-    let mut staged = Vec::new();
+    let stage = Stage::beneath(root)?;
+    let (mut staged, mut news) = (Vec::new(), Vec::new());
     for loader in wanted {
-        let path = found(loader, origin, &fetched.0)?;
-        let bytes = fs::read(&path).map_err(failed("read", &path))?;
-        let digest = hexadecimal(&Sha256::digest(&bytes));
-        let new = manifest.standing(root, loader.name)?.sha256.as_ref() != Some(&digest);
-        let stage = fetched.0.join(format!("{}.new", loader.name));
-        write(&stage, &bytes)?;
-        staged.push((loader.name, stage, digest, new));
+        let found = found(loader, origin, &stage.path(""))?;
+        let bytes = fs::read(&found).map_err(failed("read", &found))?;
+        let sha256 = hex(&Sha256::digest(&bytes));
+        let new = manifest.standing(root, loader.name)?.sha256.as_ref() != Some(&sha256);
+        let path = stage.path(&format!("{}.new", loader.name));
+        write(&path, &bytes)?;
+        staged.push(Staged { name: loader.name.to_owned(), path, sha256 });
+        news.push((loader.name, new));
     }
-    for (name, stage, _, _) in &staged {
-        let target = root.join(name);
-        fs::rename(stage, &target).map_err(failed("write", &target))?;
-    }
-    let sums = staged.iter().map(|(name, _, digest, _)| (*name, digest.as_str()));
-    let stage = fetched.0.join(MANIFEST);
-    write(&stage, manifest.with(sums).as_bytes())?;
-    let target = root.join(MANIFEST);
-    fs::rename(&stage, &target).map_err(failed("write", &target))?;
-    let folder = File::open(root).and_then(|folder| folder.sync_all());
-    folder.map_err(failed("write", root))?;
-    Ok(staged.into_iter().map(|(name, _, _, new)| (name, new)).collect())
+    manifest.publish(root, &stage, &staged)?;
+    Ok(news)
 }
 
 fn wanted(names: &[String]) -> Result<Vec<Loader>, LoadersError> {
@@ -253,7 +177,7 @@ fn packaged(system: &Path, name: &str) -> Option<PathBuf> {
 }
 
 /// Unpacks a package of Debian's archive without installing it. apt checks the archive's signature.
-fn download(package: &str, work: &Path, unpacked: &Path) -> Result<(), String> {
+pub(super) fn download(package: &str, work: &Path, unpacked: &Path) -> Result<(), String> {
     let run = |program: &str, arguments: &[&std::ffi::OsStr]| {
         let output = Command::new(program)
             .args(arguments)
@@ -278,113 +202,10 @@ fn download(package: &str, work: &Path, unpacked: &Path) -> Result<(), String> {
     run("dpkg-deb", &["-x".as_ref(), archive.path().as_ref(), unpacked.as_ref()])
 }
 
-fn write(path: &Path, bytes: &[u8]) -> Result<(), LoadersError> {
-    let written = File::create(path).and_then(|mut file| {
-        file.write_all(bytes)?;
-        file.sync_all()
-    });
-    written.map_err(failed("write", path))
-}
-
-/// A folder of our own in the same file system, so that renaming works; goes when dropped.
-struct Work(PathBuf);
-
-fn tempfile_in(root: &Path) -> Result<Work, LoadersError> {
-    let work = root.join(format!(".loaders-{}", std::process::id()));
-    fs::create_dir(&work).map_err(failed("write", &work))?;
-    Ok(Work(work))
-}
-
-impl Drop for Work {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0); // what stays is found by its name
-    }
-}
-
-/// The manifest as it is written.
-struct Written {
-    text: String,
-    manifest: Manifest,
-}
-
-impl Written {
-    fn read(root: &Path) -> Result<Self, LoadersError> {
-        let path = root.join(MANIFEST);
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-            Err(error) => return Err(failed("read", &path)(error)),
-        };
-        match Manifest::parse(&text) {
-            Ok(manifest) => Ok(Self { text, manifest }),
-            Err(source) => Err(LoadersError::Manifest { path, source }),
-        }
-    }
-
-    /// The names in it: behind the digits, a blank, and a blank or `*`.
-    fn names(&self) -> impl Iterator<Item = &str> {
-        let lines = self.text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
-        lines.filter_map(|line| line.split_once(' ')?.1.get(1..))
-    }
-
-    fn standing(&self, root: &Path, name: &str) -> Result<Standing, LoadersError> {
-        let expected = RelativePath::parse(name).and_then(|name| self.manifest.digest(&name).copied());
-        let path = root.join(name);
-        let digest = match digest_of(&path) {
-            Ok(digest) => Some(digest),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(failed("read", &path)(error)),
-        };
-        let state = match (expected, digest) {
-            (Some(expected), Some(digest)) if expected == digest => State::Verified,
-            (Some(_), Some(_)) => State::Differs,
-            (Some(_), None) => State::Missing,
-            (None, Some(_)) => State::Unlisted,
-            (None, None) => State::Absent,
-        };
-        Ok(Standing { name: name.to_owned(), state, sha256: digest.map(|digest| hexadecimal(&digest)) })
-    }
-
-    /// The same with these sums in the place of what it says of their names.
-    fn with<'a>(&self, sums: impl Iterator<Item = (&'a str, &'a str)>) -> String {
-        let sums: Vec<(&str, &str)> = sums.collect();
-        let is_new = |line: &str| {
-            let name = line.split_once(' ').and_then(|(_, rest)| rest.get(1..));
-            name.is_some_and(|name| sums.iter().any(|(new, _)| *new == name.trim_start_matches("./")))
-        };
-        let mut text = String::new();
-        for line in self.text.lines().filter(|line| line.starts_with('#') || !is_new(line)) {
-            let _ = writeln!(text, "{line}"); // a String takes everything
-        }
-        for (name, digest) in &sums {
-            let _ = writeln!(text, "{digest}  {name}");
-        }
-        text
-    }
-}
-
-fn digest_of(path: &Path) -> io::Result<[u8; 32]> {
-    let mut file = File::open(path)?;
-    let mut hasher = Sha256::new();
-    let mut piece = vec![0; 1 << 16];
-    loop {
-        match file.read(&mut piece)? {
-            0 => return Ok(hasher.finalize().into()),
-            length => hasher.update(piece.get(..length).unwrap_or_default()),
-        }
-    }
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}"); // a String takes everything
-        text
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::boot::manifest::MANIFEST;
 
     struct Place {
         folder: tempfile::TempDir,
@@ -471,7 +292,7 @@ mod tests {
         fs::write(place.root().join(MANIFEST), old).unwrap();
         place.install(&["undionly.kpxe"]).unwrap();
         let text = fs::read_to_string(place.root().join(MANIFEST)).unwrap();
-        let sum = hexadecimal(&Sha256::digest("undi"));
+        let sum = hex(&Sha256::digest("undi"));
         assert_eq!(text, format!("# mine\n{other}{sum}  undionly.kpxe\n"));
     }
 

@@ -8,14 +8,17 @@ pub mod admin;
 pub mod create;
 pub mod desk;
 pub mod identity;
+pub mod images;
 pub mod inventory;
 pub mod key;
 pub mod loaders;
+pub mod logs;
 pub mod machines;
 pub mod orders;
 pub mod planning;
 pub mod preview;
 pub mod probe;
+pub mod publish;
 pub mod reach;
 pub mod selection;
 pub mod serving;
@@ -185,10 +188,10 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
     };
     let listeners = listeners::bind(&config, &shared).await?;
     let urls = listeners.urls();
-    let dhcp = listeners.dhcp_boards();
+    let (dhcp, syslog) = (listeners.dhcp_boards(), listeners.syslog_board());
     let addresses = listeners.addresses(admin.path());
     write_addresses(&config, &addresses)?;
-    offer.open(urls.clone());
+    offer.open(urls.clone(), listeners.files());
     tracing::info!(server = %config.server_name, pools = apis.len(), jobs = first.len(), %addresses, "serve");
     let known = Known::default();
     let desk = Arc::new(Desk {
@@ -201,6 +204,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
         urls,
         clock: Arc::clone(&clock),
         dhcp,
+        syslog,
     });
     let mut parts = Running { tasks: JoinSet::new(), stop };
     parts.listeners(listeners);

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::selection::Unresolved;
-use crate::{dhcp::server::Status, provision::job::Resolution};
+use crate::{dhcp::server::Status, provision::job::Resolution, syslog::Counts};
 
 /// `POST /v1/plan` and `POST /v1/jobs`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,7 +152,9 @@ pub enum FileRole {
     Kernel,
     /// An initrd.
     Initrd,
-    /// The answer file's template.
+    /// What the installer fetches beside them: an ISO.
+    File,
+    /// An answer file's template.
     Answer,
     /// What network cards without iPXE get by TFTP.
     Loader,
@@ -164,6 +166,7 @@ impl FileRole {
         match self {
             Self::Kernel => "kernel",
             Self::Initrd => "initrd",
+            Self::File => "file",
             Self::Answer => "answer",
             Self::Loader => "loader",
         }
@@ -239,6 +242,12 @@ pub struct RenderOrder {
     /// With which profile; absent: what the machine's section says.
     #[serde(default)]
     pub profile: Option<String>,
+    /// Which of several answer files; absent: the first.
+    #[serde(default)]
+    pub file: Option<String>,
+    /// Show secrets too.
+    #[serde(default)]
+    pub secrets: bool,
 }
 
 /// What a machine can be served.
@@ -249,10 +258,12 @@ pub enum RenderKind {
     Script,
     /// The PXELINUX configuration.
     Pxelinux,
-    /// The answer file.
+    /// An answer file.
     Answer,
     /// The kernel arguments.
     Args,
+    /// All of that.
+    All,
 }
 
 /// Any refusal.
@@ -278,4 +289,7 @@ pub struct Health {
     /// DHCP, by interface: other servers that were heard, pools that are nearly full.
     #[serde(default)]
     pub dhcp: Vec<Status>,
+    /// What came to the syslog receiver, where it is on.
+    #[serde(default)]
+    pub syslog: Option<Counts>,
 }

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     orders::{FilePlan, FileRole, HostPlan, PoolPlan},
-    serving::file_problem,
+    serving::{file_problem, published},
 };
 use crate::{
     boot::{
@@ -78,9 +78,8 @@ pub fn files(config: &Config, templates: &Templates, profiles: &BTreeSet<String>
         let (Some(boot), Some(http)) = (&profile.boot, &config.http) else { continue };
         add(file(&http.root, &boot.kernel, FileRole::Kernel, profile));
         boot.initrd.iter().for_each(|path| add(file(&http.root, path, FileRole::Initrd, profile)));
-        if let Some(name) = &boot.answer {
-            add(answer(name, templates, profile));
-        }
+        boot.files.iter().for_each(|path| add(file(&http.root, path, FileRole::File, profile)));
+        boot.answers().for_each(|found| add(answer(found.template, templates, profile)));
         if let Some(tftp) = &config.tftp {
             add(file(&tftp.root, &tftp.loader, FileRole::Loader, profile));
         }
@@ -99,7 +98,7 @@ fn file(root: &Path, path: &str, role: FileRole, profile: &Profile) -> FilePlan 
         profiles: vec![profile.name.clone()],
         bytes,
         sha256,
-        problem: file_problem(root, path),
+        problem: published(root).map_or_else(Some, |files| file_problem(&files, path)),
     }
 }
 

@@ -1,14 +1,18 @@
 //! Renders what a machine would be served, with placeholder tokens. Reads the pool; changes nothing.
 
-use std::collections::BTreeMap;
-
-use super::orders::RenderKind;
+use super::{
+    orders::{RenderKind, RenderOrder},
+    selection::Candidate,
+};
 use crate::{
     boot::{
         ArmPhase, Armed,
         render::{RenderError, SCRIPT, Templates, Urls, lint::Dialect},
     },
-    config::{BootFiles, Config, MachineConfig, Profile},
+    config::{
+        BootFiles, Config, MachineConfig, Profile,
+        variables::{Variables, shown},
+    },
     machine::MacAddr,
     secret::{TokenKey, TokenUse},
     xen::{
@@ -42,6 +46,16 @@ pub enum PreviewError {
     /// The profile has no answer file.
     #[error("profile `{0}` has no answer file")]
     NoAnswer(String),
+    /// The profile has none of this name.
+    #[error("profile `{profile}` has no answer file `{name}`; it has: {known}")]
+    NoSuchAnswer {
+        /// The profile.
+        profile: String,
+        /// As given.
+        name: String,
+        /// Those that there are.
+        known: String,
+    },
     /// An installation was asked for as a rescue.
     #[error("profile `{0}` installs, and erases a disk; name one with kind = \"rescue\"")]
     NoRescue(String),
@@ -79,21 +93,41 @@ pub fn profile_for<'a>(
     })
 }
 
-/// Template variables of a machine: its own over its profile's.
-pub fn variables(profile: &Profile, machine: Option<&MachineConfig>) -> BTreeMap<String, serde_json::Value> {
+/// Template variables of a machine: its own over its groups' over its profile's.
+pub fn variables(config: &Config, profile: &Profile, vm: &Candidate) -> Variables {
     let mut merged = profile.variables.clone();
+    for group in &config.groups {
+        if group.members.iter().any(|member| vm.is_meant_by(member)) {
+            merged.extend(group.variables.clone());
+        }
+    }
+    let machine = machine_config(config, &vm.uuid, &vm.name);
     merged.extend(machine.map(|machine| machine.variables.clone()).unwrap_or_default());
     merged
 }
 
-/// What the machine would be served as of this kind.
+/// What is to be rendered.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// The VM.
+    pub vm: &'a VmRecord,
+    /// Its pool's name.
+    pub pool: &'a str,
+    /// The profile.
+    pub profile: &'a Profile,
+    /// What was asked for.
+    pub order: &'a RenderOrder,
+}
+
+/// What the machine would be served.
 pub async fn render(
     config: &Config,
     templates: &Templates,
     urls: Option<&Urls>,
     api: &Api,
-    (vm, profile, kind): (&VmRecord, &Profile, RenderKind),
+    wanted: Wanted<'_>,
 ) -> Result<String, PreviewError> {
+    let Wanted { vm, pool, profile, order } = wanted;
     let files = profile.boot.clone().ok_or_else(|| PreviewError::NothingServed(profile.name.clone()))?;
     let urls = urls.ok_or(PreviewError::NoHttp)?;
     let machine = machine_config(config, &vm.uuid, &vm.name_label);
@@ -101,19 +135,61 @@ pub async fn render(
         Some(mac) => mac,
         None => first_nic(api, vm).await?,
     };
-    let wanted = machine.and_then(|machine| machine.disk.as_ref()).or(profile.disk.as_ref());
-    let disk = disk(api, vm, wanted.map(String::as_str)).await?;
+    let disk_wanted = machine.and_then(|machine| machine.disk.as_ref()).or(profile.disk.as_ref());
+    let disk = disk(api, vm, disk_wanted.map(String::as_str)).await?;
     let xen = XenVersion::lowest(&api.hosts().await?);
     let target = Target { name: &vm.name_label, uuid: &vm.uuid, mac, disk, xen };
-    let armed = sample(profile, files, variables(profile, machine), target);
+    let mut variables = variables(config, profile, &Candidate::of(pool, vm));
+    if let Some(declared) = config.declared.get(&profile.name).filter(|_| !order.secrets) {
+        variables = shown(declared, &variables);
+    }
+    let armed = sample(profile, files, variables, target);
+    match order.kind {
+        RenderKind::All => all(templates, &armed, urls),
+        RenderKind::Script | RenderKind::Pxelinux | RenderKind::Answer | RenderKind::Args => {
+            one(templates, &armed, urls, (order.kind, order.file.as_deref()))
+        }
+    }
+}
+
+fn one(
+    templates: &Templates,
+    armed: &Armed,
+    urls: &Urls,
+    (kind, file): (RenderKind, Option<&str>),
+) -> Result<String, PreviewError> {
     Ok(match kind {
-        RenderKind::Script => templates.ipxe_script(&armed, urls, Dialect::Ipxe2012)?,
-        RenderKind::Pxelinux => templates.pxelinux_config(&armed, urls)?,
-        RenderKind::Args => templates.render_args(&armed, urls)? + "\n",
-        RenderKind::Answer => templates
-            .render_answer(&armed, urls)?
-            .ok_or_else(|| PreviewError::NoAnswer(profile.name.clone()))?,
+        RenderKind::Script | RenderKind::All => templates.ipxe_script(armed, urls, Dialect::Ipxe2012)?,
+        RenderKind::Pxelinux => templates.pxelinux_config(armed, urls)?,
+        RenderKind::Args => templates.render_args(armed, urls)? + "\n",
+        RenderKind::Answer => {
+            let first = armed.files.answers().next();
+            let first = first.ok_or_else(|| PreviewError::NoAnswer(armed.profile.clone()))?;
+            let name = file.unwrap_or(first.name);
+            templates.render_answer_named(armed, urls, name)?.ok_or_else(|| PreviewError::NoSuchAnswer {
+                profile: armed.profile.clone(),
+                name: name.to_owned(),
+                known: armed.files.answers().map(|file| file.name).collect::<Vec<_>>().join(", "),
+            })?
+        }
     })
+}
+
+/// Each file behind a line that names it.
+fn all(templates: &Templates, armed: &Armed, urls: &Urls) -> Result<String, PreviewError> {
+    let mut text = String::new();
+    let mut add = |name: &str, rendered: String| {
+        text.push_str(&format!("==> {name} <==\n{rendered}"));
+        text.push_str(if rendered.ends_with('\n') { "\n" } else { "\n\n" });
+    };
+    add("args", one(templates, armed, urls, (RenderKind::Args, None))?);
+    add("script", one(templates, armed, urls, (RenderKind::Script, None))?);
+    add("pxelinux", one(templates, armed, urls, (RenderKind::Pxelinux, None))?);
+    for file in armed.files.answers() {
+        let rendered = one(templates, armed, urls, (RenderKind::Answer, Some(file.name)))?;
+        add(&format!("answer {}", file.name), rendered);
+    }
+    Ok(text)
 }
 
 /// What a boot script of one's own would do to the firmware of a machine of this profile: `Ok`: nothing. `None`: the
@@ -130,7 +206,9 @@ pub fn own_script(
     let uuid = uuid::Uuid::nil().to_string();
     let target = Target { name: "example", uuid: &uuid, mac: EXAMPLE, disk, xen: None };
     let machine = config.machines.values().find(|machine| machine.profile.as_deref() == Some(&profile.name));
-    let armed = sample(profile, files, variables(profile, machine), target);
+    let mut variables = profile.variables.clone();
+    variables.extend(machine.map(|machine| machine.variables.clone()).unwrap_or_default());
+    let armed = sample(profile, files, variables, target);
     let dialects = [Dialect::Ipxe2012, Dialect::Modern];
     Some(dialects.into_iter().try_for_each(|dialect| templates.ipxe_script(&armed, urls, dialect).map(drop)))
 }
@@ -147,12 +225,7 @@ struct Target<'a> {
 }
 
 /// An attempt with tokens that open nothing.
-fn sample(
-    profile: &Profile,
-    files: BootFiles,
-    variables: BTreeMap<String, serde_json::Value>,
-    target: Target<'_>,
-) -> Armed {
+fn sample(profile: &Profile, files: BootFiles, variables: Variables, target: Target<'_>) -> Armed {
     let key = TokenKey::new([0; 32]);
     let token = |usage| key.token("preview", 0, usage);
     Armed {

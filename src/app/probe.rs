@@ -9,7 +9,7 @@ use crate::{
     boot::{
         Gate,
         render::Templates,
-        sink::{Report, ReportAnswer, Seen, Sink, Unavailable},
+        sink::{Report, ReportAnswer, Seen, Sink, Transfer, Unavailable},
     },
     clock::SystemClock,
     config::Config,
@@ -36,7 +36,7 @@ pub async fn listeners(config: &Config) -> Vec<Probe> {
         clock: Arc::new(SystemClock),
         templates: Arc::new(templates),
     };
-    let none = Config { dhcp: Vec::new(), tftp: None, http: None, ..config.clone() };
+    let none = Config { dhcp: Vec::new(), tftp: None, http: None, syslog: None, ..config.clone() };
     let mut single: Vec<(String, Config)> = Vec::new();
     for interface in &config.dhcp {
         let one = Config { dhcp: vec![interface.clone()], ..none.clone() };
@@ -53,6 +53,10 @@ pub async fn listeners(config: &Config) -> Vec<Probe> {
         let one = Config { http: config.http.clone(), ..none.clone() };
         single.push((format!("boot HTTP on {}", http.listen), one));
     }
+    if let Some(syslog) = &config.syslog {
+        let one = Config { syslog: config.syslog.clone(), ..none.clone() };
+        single.push((format!("syslog on {}", syslog.listen), one));
+    }
     let mut probes = Vec::new();
     for (what, config) in single {
         let result = listeners::bind(&config, &shared).await.map(drop);
@@ -67,6 +71,8 @@ struct Deaf;
 
 impl Sink for Deaf {
     fn seen(&self, _: Seen) {}
+
+    fn transferred(&self, _: Transfer) {}
 
     fn answer_fetched<'a>(
         &'a self,

@@ -35,6 +35,22 @@ impl Candidate {
     }
 }
 
+impl Candidate {
+    /// Whether a member of a group means it: its name or uuid, `uuid=U`, `tag=T`, `name~GLOB`.
+    pub fn is_meant_by(&self, member: &str) -> bool {
+        if let Some(tag) = member.strip_prefix("tag=") {
+            return self.tags.iter().any(|found| found == tag);
+        }
+        if let Some(glob) = member.strip_prefix("name~") {
+            return glob_fits(glob, &self.name);
+        }
+        match member.strip_prefix("uuid=") {
+            Some(uuid) => self.uuid == uuid,
+            None => self.uuid == member || self.name == member,
+        }
+    }
+}
+
 /// A selector that names no VM, or not one alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unresolved {
@@ -140,6 +156,24 @@ mod tests {
         check(&["u3", "uuid=u4"], &["u3", "u4"]);
         check(&["web-2", "tag=new"], &["u2", "u1"]);
         check(&["name~w?b-*"], &["u1", "u2"]);
+    }
+
+    #[test]
+    fn a_group_means_its_members_by_name_uuid_tag_and_glob() {
+        let vm = vm("a", "u1", "web-1", "new", true);
+        for (member, meant) in [
+            ("web-1", true),
+            ("u1", true),
+            ("uuid=u1", true),
+            ("uuid=web-1", false),
+            ("tag=new", true),
+            ("tag=old", false),
+            ("name~web-*", true),
+            ("name~db*", false),
+            ("web", false),
+        ] {
+            assert_eq!(vm.is_meant_by(member), meant, "{member}");
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::{
         Armed,
         render::{Templates, Urls},
         root::{RelativePath, Root},
+        vouch::{Unfit, Vouch},
     },
     config::BootFiles,
     provision::executor::Serving,
@@ -23,20 +24,20 @@ use crate::{
 pub struct Offer {
     templates: Arc<Templates>,
     root: Option<PathBuf>,
-    urls: OnceLock<Urls>,
+    open: OnceLock<(Urls, Vouch)>,
     listening: AtomicBool,
 }
 
 impl Offer {
     /// The offer of a server with these templates and boot files beneath `root`; `None`: boot HTTP is off.
     pub const fn new(templates: Arc<Templates>, root: Option<PathBuf>) -> Self {
-        Self { templates, root, urls: OnceLock::new(), listening: AtomicBool::new(false) }
+        Self { templates, root, open: OnceLock::new(), listening: AtomicBool::new(false) }
     }
 
-    /// The listeners answer, under these URLs.
-    pub fn open(&self, urls: Option<Urls>) {
-        if let Some(urls) = urls {
-            let _ = self.urls.set(urls); // once, at the start
+    /// The listeners answer, under these URLs and with these files.
+    pub fn open(&self, urls: Option<Urls>, files: Option<Vouch>) {
+        if let Some(open) = urls.zip(files) {
+            let _ = self.open.set(open); // once, at the start
         }
         self.listening.store(true, Ordering::Release);
     }
@@ -49,41 +50,58 @@ impl Offer {
 
 impl Serving for Offer {
     fn problem(&self, armed: &Armed) -> Option<String> {
-        let Some(root) = &self.root else {
+        if self.root.is_none() {
             return Some("the profile has boot files and the boot HTTP listener is off; add [http]".into());
-        };
-        let urls = self.urls.get().filter(|_| self.listening.load(Ordering::Acquire));
-        let Some(urls) = urls else {
+        }
+        let open = self.open.get().filter(|_| self.listening.load(Ordering::Acquire));
+        let Some((urls, files)) = open else {
             return Some("the boot listeners are not up; see the server's log".into());
         };
-        if let Some(problem) = boot_file_problems(root, &armed.files).next() {
+        // A file that SHA256SUMS names is read whole the first time.
+        if let Some(problem) = blocking(|| file_problems(files, &armed.files).next()) {
             return Some(problem);
         }
         self.templates.check_all(armed, urls).first().map(ToString::to_string)
     }
 }
 
-/// What is wrong with the files of a network boot, beneath `root`.
-pub fn boot_file_problems<'a>(root: &'a Path, boot: &'a BootFiles) -> impl Iterator<Item = String> + 'a {
-    let files = std::iter::once(&boot.kernel).chain(&boot.initrd);
-    files.filter_map(move |file| file_problem(root, file))
+/// Work that waits for a disk, without keeping this thread's other tasks waiting.
+fn blocking<T>(work: impl FnOnce() -> T) -> T {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    match Handle::try_current().map(|handle| handle.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        Ok(_) | Err(_) => work(),
+    }
 }
 
-/// What is wrong with a boot file: it must be a readable regular file beneath `root`, and not empty.
-pub fn file_problem(root: &Path, file: &str) -> Option<String> {
+/// What is wrong with the files of a network boot.
+pub fn file_problems<'a>(files: &'a Vouch, boot: &'a BootFiles) -> impl Iterator<Item = String> + 'a {
+    let names = std::iter::once(&boot.kernel).chain(&boot.initrd).chain(&boot.files);
+    names.filter_map(|name| file_problem(files, name))
+}
+
+/// What is wrong with a boot file: it must be a readable regular file beneath the folder, not empty, and what SHA256SUMS
+/// says where that names it.
+pub fn file_problem(files: &Vouch, file: &str) -> Option<String> {
+    let folder = files.root().path();
     let Some(name) = RelativePath::parse(file) else {
-        return Some(format!("`{file}` is not a path beneath {}", root.display()));
+        return Some(format!("`{file}` is not a path beneath {}", folder.display()));
     };
-    let root = match Root::open(root) {
-        Ok(root) => root,
-        Err(error) => return Some(super::chain(&error)),
-    };
-    let path = root.path().join(name.as_str());
-    match root.open_file(&name) {
+    let path = folder.join(name.as_str());
+    match files.open(&name) {
         Ok(published) if published.length == 0 => Some(format!("boot file {} is empty", path.display())),
         Ok(_) => None,
-        Err(error) => Some(format!("boot file {} cannot be opened: {error}", path.display())),
+        Err(Unfit::Absent(error)) => Some(format!("boot file {} cannot be opened: {error}", path.display())),
+        Err(unfit) => Some(format!("boot file {}: {unfit}", path.display())),
     }
+}
+
+/// The files below this folder.
+///
+/// # Errors
+/// In words.
+pub fn published(folder: &Path) -> Result<Vouch, String> {
+    Root::open(folder).map(Vouch::new).map_err(|error| super::chain(&error))
 }
 
 #[cfg(test)]
@@ -109,8 +127,9 @@ mod tests {
             ("/etc/passwd", Some("cannot be opened")),
             ("", Some("is not a path beneath")),
         ];
+        let files = published(&root).unwrap();
         for (file, problem) in cases {
-            match (file_problem(&root, file), problem) {
+            match (file_problem(&files, file), problem) {
                 (None, None) => {}
                 (Some(found), Some(wanted)) => assert!(found.contains(wanted), "{file}: {found}"),
                 (found, _) => panic!("{file}: {found:?}"),

@@ -30,6 +30,11 @@ pub enum TemplateError {
 
 /// The built-in templates under those of this folder (`*.j2`, not in folders below).
 pub fn load(folder: Option<&Path>) -> Result<Templates, TemplateError> {
+    Templates::new(sources(folder)?).map_err(TemplateError::Syntax)
+}
+
+/// The templates of a folder, by name, as written.
+pub fn sources(folder: Option<&Path>) -> Result<BTreeMap<String, String>, TemplateError> {
     let mut sources = BTreeMap::new();
     if let Some(folder) = folder {
         let at = |path: &Path| {
@@ -44,10 +49,11 @@ pub fn load(folder: Option<&Path>) -> Result<Templates, TemplateError> {
             }
         }
     }
-    Templates::new(sources).map_err(TemplateError::Syntax)
+    Ok(sources)
 }
 
-fn read(path: &Path) -> io::Result<String> {
+/// One template.
+pub fn read(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     let length = fs::File::open(path)?.take(TEMPLATE_LIMIT + 1).read_to_string(&mut text)?;
     if u64::try_from(length).is_ok_and(|length| length > TEMPLATE_LIMIT) {

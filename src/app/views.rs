@@ -5,12 +5,15 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    boot::sink::{Protocol, Transfer},
     clock::{Timestamp, seconds},
     config::ProfileKind,
     provision::{
         job::{Difference, Evidence, Job, State},
+        readiness::{self, Verdict as Readiness},
         reason::Reason,
         settings::xe_commands,
+        stages::usual_percent,
     },
     xen::bootloader::Diagnosis,
 };
@@ -54,6 +57,12 @@ pub struct JobView {
     pub states: Vec<Timed>,
     /// Reported stages, counted from the HVM start.
     pub stages: Vec<StageView>,
+    /// What its machine fetched since the server began, oldest first; left out of lists.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub transfers: Vec<TransferView>,
+    /// Whether the installed system is ready for a PV start, when it said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub readiness: Option<ReadinessView>,
     /// What to look at, the likeliest cause first, where pygrub found nothing to boot.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checklist: Vec<String>,
@@ -89,6 +98,58 @@ pub struct StageView {
     pub percent: Option<u8>,
     /// The beginning of the report's body.
     pub note: String,
+    /// The end of the installer's log, which came with `failed`; left out of lists.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub log: String,
+}
+
+/// One transfer that ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TransferView {
+    /// When it ended, RFC 3339 in UTC.
+    pub at: String,
+    /// `http` or `tftp`.
+    pub protocol: Protocol,
+    /// To which address.
+    pub peer: String,
+    /// What, without tokens.
+    pub file: String,
+    /// Bytes of content.
+    pub bytes: u64,
+    /// How long it took.
+    pub seconds: f64,
+    /// `sent`, `complete`, `broken-off`, `refused`, …
+    pub outcome: String,
+}
+
+impl TransferView {
+    /// Of a transfer that ended then.
+    pub fn of(at: Timestamp, transfer: &Transfer) -> Self {
+        Self {
+            at: at.to_string(),
+            protocol: transfer.protocol,
+            peer: transfer.peer.to_string(),
+            file: transfer.file.clone(),
+            bytes: transfer.bytes,
+            seconds: seconds(transfer.took),
+            outcome: transfer.outcome.to_owned(),
+        }
+    }
+}
+
+/// What the installed system's document comes to on this pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadinessView {
+    /// `ready`, `mended` or `not-ready`.
+    pub verdict: String,
+    /// The oldest Xen of the hosts that may run it.
+    pub xen: Option<String>,
+    /// What the script put right.
+    pub mended: Vec<String>,
+    /// What is to be changed.
+    pub problems: Vec<String>,
+    /// What a PV start does not hang on.
+    pub advice: Vec<String>,
 }
 
 /// One line of a job's log.
@@ -113,7 +174,9 @@ pub enum Verdict {
 
 /// A job without its log, for lists.
 pub fn brief(job: &Job, now: Timestamp) -> JobView {
-    JobView { log: Vec::new(), ..full(job, now) }
+    let mut view = JobView { log: Vec::new(), ..full(job, now) };
+    view.stages.iter_mut().for_each(|stage| stage.log.clear());
+    view
 }
 
 /// A job with all that there is to say.
@@ -151,10 +214,13 @@ pub fn full(job: &Job, now: Timestamp) -> JobView {
             .map(|stage| StageView {
                 name: stage.name.clone(),
                 seconds: started.map_or(0.0, |started| seconds(stage.at.since(started))),
-                percent: stage.percent,
+                percent: stage.percent.or_else(|| usual_percent(&stage.name)),
                 note: stage.note.clone(),
+                log: stage.log.clone(),
             })
             .collect(),
+        transfers: Vec::new(),
+        readiness: readiness(job),
         differences: job.differences.clone(),
         next_step: next_step(job),
         xe_commands: by_hand(job),
@@ -164,6 +230,18 @@ pub fn full(job: &Job, now: Timestamp) -> JobView {
             .map(|line| LogView { at: line.at.to_string(), text: line.text.clone() })
             .collect(),
     }
+}
+
+fn readiness(job: &Job) -> Option<ReadinessView> {
+    let judgement = readiness::judge(job.readiness.as_ref()?, job.xen);
+    let verdict = judgement.verdict.label().to_owned();
+    let (mended, problems) = match judgement.verdict {
+        Readiness::Ready => (Vec::new(), Vec::new()),
+        Readiness::Mended(mended) => (mended, Vec::new()),
+        Readiness::NotReady(problems) => (Vec::new(), problems),
+    };
+    let xen = job.xen.map(|xen| xen.to_string());
+    Some(ReadinessView { verdict, xen, mended, problems, advice: judgement.advice })
 }
 
 fn states(job: &Job, now: Timestamp) -> Vec<Timed> {
@@ -326,6 +404,25 @@ mod tests {
         assert!(next_step(&job).contains("bootflip jobs resolve j1"));
         (job.state, job.reason) = (State::Failed, Some(Reason::NoReport));
         assert!(next_step(&job).contains("bootflip jobs retry j1"));
+    }
+
+    #[test]
+    fn what_the_installed_system_told_is_shown_as_it_counts_on_this_pool() {
+        let mut job = job();
+        let document = r#"{"v":1,"root":"UUID=1","boot":{"kind":"partition","fs":"ext2"},
+            "menu":{"file":"/boot/grub/grub.cfg","kernel":"/vmlinuz-1"},
+            "kernels":[{"version":"1","file":"/boot/vmlinuz-1","compression":"zstd","xen_pv":"yes","block":"initrd",
+                        "net":"initrd"}],
+            "checks":[{"check":"fstab","state":"mended","detail":"by UUID"}]}"#;
+        job.readiness = Some(readiness::Document::parse(document.as_bytes()).unwrap());
+        for (xen, verdict, mended, problems) in
+            [((4, 17), "mended", 1, 0), ((4, 13), "not-ready", 0, 1), ((4, 15), "mended", 1, 0)]
+        {
+            job.xen = Some(crate::xen::version::XenVersion::new(xen.0, xen.1));
+            let view = full(&job, at(1)).readiness.unwrap();
+            assert_eq!(view.verdict, verdict);
+            assert_eq!((view.mended.len(), view.problems.len()), (mended, problems));
+        }
     }
 
     #[test]

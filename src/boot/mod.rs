@@ -11,6 +11,7 @@ pub mod root;
 pub mod sink;
 #[cfg(test)]
 mod tests;
+pub mod vouch;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -77,10 +78,10 @@ impl Armed {
     pub fn file_sign(&self, path: &RelativePath) -> Option<Sign> {
         let names = |name: &str| RelativePath::parse(name).as_ref() == Some(path);
         if names(&self.files.kernel) {
-            Some(Sign::Kernel)
-        } else {
-            self.files.initrd.iter().any(|initrd| names(initrd)).then_some(Sign::Initrd)
+            return Some(Sign::Kernel);
         }
+        // What is fetched beside kernel and initrd comes after them, and is a sign of no more.
+        self.files.initrd.iter().chain(&self.files.files).any(|file| names(file)).then_some(Sign::Initrd)
     }
 }
 

@@ -3,8 +3,10 @@
 //! Invariant: a rendering ends within [`FUEL`] steps and [`OUTPUT_LIMIT`] bytes, reads no file, and its errors name
 //! the template, the line and the expression, but no value (variables hold password hashes). Templates that use a
 //! variable which is not set fail; `check_all` finds that before a VM is touched. `scripts` holds the fixed
-//! dialects of the boot loaders, `filters` what templates may call, `lint` what a firmware understands.
+//! dialects of the boot loaders, `filters` what templates may call, `lint` what a firmware understands, `check` what can be
+//! said of a template without a machine.
 
+pub mod check;
 mod filters;
 pub mod lint;
 mod scripts;
@@ -16,6 +18,7 @@ use std::{
     error::Error as _,
     fmt,
     io::{self, Write},
+    net::SocketAddrV4,
 };
 
 use minijinja::{
@@ -24,7 +27,7 @@ use minijinja::{
 use serde::Serialize;
 
 use super::Armed;
-use crate::{config::BootFiles, machine::MacAddr};
+use crate::machine::MacAddr;
 
 use self::{lint::Dialect, scripts::Sources};
 
@@ -46,22 +49,38 @@ pub const SCRIPT: &str = "script.ipxe.j2";
 /// Readies a system for pygrub, and tells whether it is ready (`docs/pv-readiness.md`).
 pub const PV_READY_SCRIPT: &str = include_str!("../../config/guest/pv-ready.sh");
 /// The templates that the program brings along, by name.
-const EMBEDDED: [(&str, &str); 3] = [
+const EMBEDDED: [(&str, &str); 12] = [
     ("preseed.j2", include_str!("../../config/templates/preseed.j2")),
-    (REPORT_SCRIPT, include_str!("../../config/templates/report.sh.j2")),
+    ("user-data.j2", include_str!("../../config/templates/user-data.j2")),
+    ("meta-data.j2", include_str!("../../config/templates/meta-data.j2")),
+    ("vendor-data.j2", include_str!("../../config/templates/vendor-data.j2")),
+    ("kickstart.j2", include_str!("../../config/templates/kickstart.j2")),
     ("mini.j2", include_str!("../../config/templates/mini.j2")),
+    ("macros.j2", include_str!("../../config/templates/macros.j2")),
+    ("disk.sh.j2", include_str!("../../config/templates/disk.sh.j2")),
+    ("late.sh.j2", include_str!("../../config/templates/late.sh.j2")),
+    ("target.sh.j2", include_str!("../../config/templates/target.sh.j2")),
+    ("booted.sh.j2", include_str!("../../config/templates/booted.sh.j2")),
+    (REPORT_SCRIPT, include_str!("../../config/templates/report.sh.j2")),
 ];
 
 /// The boot URLs of one server, from its `public_url`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Urls {
     base: String,
+    log: Option<SocketAddrV4>,
 }
 
 impl Urls {
     /// URLs under this base, such as `http://10.0.0.2:8080`.
     pub fn new(public_url: &str) -> Self {
-        Self { base: public_url.trim_end_matches('/').to_owned() }
+        Self { base: public_url.trim_end_matches('/').to_owned(), log: None }
+    }
+
+    /// The same, with where installers may send their log.
+    #[must_use]
+    pub fn with_log(self, log: Option<SocketAddrV4>) -> Self {
+        Self { log, ..self }
     }
 
     /// The base itself.
@@ -87,8 +106,13 @@ impl Urls {
 
     /// The answer file; `None`: the profile has none.
     pub fn answer(&self, armed: &Armed) -> Option<String> {
-        let name = answer_name(&armed.files)?;
-        Some(format!("{}/a/{}/{}", self.base, armed.render.expose(), encode_path(name)))
+        let first = armed.files.answers().next()?;
+        Some(self.seed(armed) + &encode_path(first.name))
+    }
+
+    /// What all answer files are below of; ends with a slash, as cloud-init wants its seed.
+    pub fn seed(&self, armed: &Armed) -> String {
+        format!("{}/a/{}/", self.base, armed.render.expose())
     }
 
     /// Where stages are posted, as `<this>/<stage>`.
@@ -100,13 +124,6 @@ impl Urls {
     pub fn booted(&self, armed: &Armed) -> String {
         format!("{}/r/{}/booted", self.base, armed.booted.expose())
     }
-}
-
-/// The file name of the answer file in its URL: the template's name without `.j2`.
-pub fn answer_name(files: &BootFiles) -> Option<&str> {
-    let template = files.answer.as_deref()?;
-    let name = template.rsplit('/').next().unwrap_or(template);
-    Some(name.strip_suffix(".j2").unwrap_or(name))
 }
 
 /// Why something cannot be rendered.
@@ -159,6 +176,11 @@ impl Templates {
         if errors.is_empty() { Ok(Self { environment, sources }) } else { Err(errors) }
     }
 
+    /// Whether the program brings a template of this name along.
+    pub fn is_embedded(name: &str) -> bool {
+        EMBEDDED.iter().any(|(known, _)| *known == name)
+    }
+
     /// The names of all templates.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.sources.keys().map(String::as_str)
@@ -169,13 +191,27 @@ impl Templates {
         self.sources.get(name).map(String::as_str)
     }
 
-    /// The answer file; `Ok(None)`: the profile has none.
+    /// The answer file whose fetch counts; `Ok(None)`: the profile has none.
     pub fn render_answer(&self, armed: &Armed, urls: &Urls) -> Result<Option<String>, RenderError> {
-        let Some(name) = armed.files.answer.as_deref() else { return Ok(None) };
+        armed.files.answers().next().map(|file| self.answer_of(file.template, armed, urls)).transpose()
+    }
+
+    /// The answer file that is served as `name`; `Ok(None)`: the profile has none of this name.
+    pub fn render_answer_named(
+        &self,
+        armed: &Armed,
+        urls: &Urls,
+        name: &str,
+    ) -> Result<Option<String>, RenderError> {
+        let found = armed.files.answers().find(|file| file.name == name);
+        found.map(|file| self.answer_of(file.template, armed, urls)).transpose()
+    }
+
+    fn answer_of(&self, template: &str, armed: &Armed, urls: &Urls) -> Result<String, RenderError> {
         let mut facts = Facts::of(armed, urls);
         facts.pv_ready_script = Some(PV_READY_SCRIPT);
         facts.report_script = Some(self.render_named(REPORT_SCRIPT, armed, &facts)?);
-        self.render_named(name, armed, &facts).map(Some)
+        self.render_named(template, armed, &facts)
     }
 
     fn render_named(&self, name: &str, armed: &Armed, facts: &Facts<'_>) -> Result<String, RenderError> {
@@ -244,7 +280,9 @@ impl Templates {
             );
         }
         errors.extend(self.pxelinux_config(sample, urls).err().filter(|error| !errors.contains(error)));
-        errors.extend(self.render_answer(sample, urls).err());
+        errors.extend(
+            sample.files.answers().filter_map(|file| self.answer_of(file.template, sample, urls).err()),
+        );
         errors
     }
 
@@ -287,7 +325,10 @@ struct Facts<'a> {
     profile: &'a str,
     pool: PoolFacts,
     server: ServerFacts<'a>,
+    log: Option<LogFacts>,
     answer_url: Option<String>,
+    seed_url: String,
+    file_urls: Vec<String>,
     report_url: String,
     booted_url: String,
     /// The shell script that posts a stage (`report.sh.j2`), rendered; only in answer files.
@@ -324,6 +365,13 @@ struct DiskFacts<'a> {
     size: u64,
 }
 
+/// Our syslog receiver.
+#[derive(Serialize)]
+struct LogFacts {
+    host: String,
+    port: u16,
+}
+
 /// `xen` is such as `4.13`; empty: not known.
 #[derive(Serialize)]
 struct PoolFacts {
@@ -350,7 +398,10 @@ impl<'a> Facts<'a> {
             profile: &armed.profile,
             pool: PoolFacts { xen: armed.xen.map(|xen| xen.to_string()).unwrap_or_default() },
             server: ServerFacts { url: urls.base() },
+            log: urls.log.map(|log| LogFacts { host: log.ip().to_string(), port: log.port() }),
             answer_url: urls.answer(armed),
+            seed_url: urls.seed(armed),
+            file_urls: armed.files.files.iter().map(|file| urls.file(armed, file)).collect(),
             report_url: urls.report(armed),
             booted_url: urls.booted(armed),
             report_script: None,

@@ -1,6 +1,6 @@
 //! How the boot services tell what they saw. The executor implements [`Sink`]; the shells hold it as `Arc<dyn Sink>`.
 
-use std::{fmt, net::IpAddr};
+use std::{fmt, net::IpAddr, time::Duration};
 
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
@@ -43,7 +43,7 @@ pub struct Seen {
 pub struct Report {
     /// SHA-256 of the token in the path.
     pub token: TokenHash,
-    /// The stage in the path: started, partitioned, base, packages, late, done, failed, booted.
+    /// The stage in the path: started, partitioned, base, packages, ready, late, done, failed, booted.
     pub stage: String,
     /// Up to 64 KiB.
     pub body: Vec<u8>,
@@ -70,10 +70,44 @@ pub enum ReportAnswer {
     Later,
 }
 
-/// Where signs and reports go.
+/// How a file left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// Boot HTTP.
+    Http,
+    /// TFTP.
+    Tftp,
+}
+
+/// A transfer that is over: who, what, how much, for how long, and what came of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transfer {
+    /// How.
+    pub protocol: Protocol,
+    /// The machine, where the request or its address tells.
+    pub mac: Option<MacAddr>,
+    /// The job, where the request tells.
+    pub job: Option<String>,
+    /// To which address.
+    pub peer: IpAddr,
+    /// What was asked for; without tokens.
+    pub file: String,
+    /// Bytes of content that left.
+    pub bytes: u64,
+    /// From the request to the end.
+    pub took: Duration,
+    /// One word: `sent`, `broken-off`, `refused`, …
+    pub outcome: &'static str,
+}
+
+/// Where signs, transfers and reports go.
 pub trait Sink: Send + Sync + fmt::Debug {
     /// A sign. Never blocks and never fails; many of one kind may be folded into one.
     fn seen(&self, seen: Seen);
+
+    /// A transfer has ended. Never blocks and never fails; the oldest are forgotten.
+    fn transferred(&self, transfer: Transfer);
 
     /// The answer file is about to be given out. Returns once that is durable: `true`: give it; `false`: the
     /// attempt has had its ten, or is over.

@@ -23,6 +23,8 @@ fn armed(attempt: u32, phase: ArmPhase) -> Arc<Armed> {
             args: String::new(),
             answer: None,
             fetch: crate::config::Fetch::Http,
+            seed: Vec::new(),
+            files: Vec::new(),
         },
         profile: "p".into(),
         variables: BTreeMap::new(),

@@ -13,7 +13,7 @@ use crate::{
         orders::Health,
         preview,
         probe::{self, Probe},
-        serving::{boot_file_problems, file_problem},
+        serving::{file_problem, file_problems, published},
         templates,
     },
     boot::render::{Templates, Urls},
@@ -163,17 +163,21 @@ fn boot_scripts(config: &Config, templates: &Templates, findings: &mut Findings)
 }
 
 fn boot_files(config: &Config, findings: &mut Findings) {
+    let files = config.http.as_ref().map(|http| published(&http.root));
     for (name, profile) in &config.profiles {
         let what = format!("profile {name}");
         let Some(boot) = &profile.boot else {
             findings.add(what, Standing::Good, "another deployment server boots its machines");
             continue;
         };
-        let Some(http) = &config.http else {
+        let (Some(http), Some(files)) = (&config.http, &files) else {
             findings.add(what, Standing::Bad, "it has boot files and there is no [http]");
             continue;
         };
-        let problems: Vec<String> = boot_file_problems(&http.root, boot).collect();
+        let problems: Vec<String> = match files {
+            Ok(files) => file_problems(files, boot).collect(),
+            Err(problem) => vec![problem.clone()],
+        };
         if problems.is_empty() {
             findings.add(
                 what,
@@ -185,7 +189,8 @@ fn boot_files(config: &Config, findings: &mut Findings) {
         }
     }
     if let Some(tftp) = &config.tftp
-        && let Some(problem) = file_problem(&tftp.root, &tftp.loader)
+        && let Some(problem) =
+            published(&tftp.root).map_or_else(Some, |files| file_problem(&files, &tftp.loader))
     {
         let text = format!("{problem}; guests of Xen boot without it, other network cards do not");
         findings.add("tftp.loader", Standing::Note, text);

@@ -15,8 +15,9 @@ use super::{
 use crate::{
     app::{
         orders::ResolveOrder,
-        views::{JobView, Verdict},
+        views::{JobView, TransferView, Verdict},
     },
+    boot::sink::Protocol,
     provision::job::Resolution,
 };
 
@@ -37,6 +38,8 @@ pub(super) enum JobsCommand {
     List(ListArgs),
     /// One job: who asked, how far it is, why it ended or waits, and what to do next.
     Show(OneArgs),
+    /// What a job's installer sent to the syslog receiver.
+    Log(LogArgs),
     /// Show changes as they come, until no job is under way.
     Watch,
     /// End a job and put its VM back.
@@ -68,6 +71,13 @@ pub(super) struct OneArgs {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+}
+
+/// Arguments of `jobs log`.
+#[derive(Debug, Args)]
+pub(super) struct LogArgs {
+    /// The job's id, or its VM's name or uuid for the newest job of that VM.
+    job: String,
 }
 
 /// Arguments of `jobs resolve`.
@@ -112,6 +122,7 @@ pub(super) async fn run(args: &JobsArgs, config: &Path) -> Answer {
     match command {
         JobsCommand::List(args) => list(&link, args).await,
         JobsCommand::Show(args) => show(&link, args).await,
+        JobsCommand::Log(args) => log(&link, args).await,
         JobsCommand::Watch => watch(&link).await,
         JobsCommand::Cancel(args) => operate(&link, args, "cancel", &serde_json::json!({})).await,
         JobsCommand::Finish(args) => operate(&link, args, "finish", &serde_json::json!({})).await,
@@ -181,6 +192,18 @@ async fn show(link: &Link, args: &OneArgs) -> Answer {
     Ok(Ended::Done)
 }
 
+async fn log(link: &Link, args: &LogArgs) -> Answer {
+    let id = id_of(link, &args.job).await?;
+    let lines = link.get_text(&format!("/v1/jobs/{id}/log")).await?;
+    if lines.is_empty() {
+        note(
+            "nothing came from this machine; [syslog] and the profile's kernel arguments say where installers log to",
+        );
+    }
+    print(&lines);
+    Ok(Ended::Done)
+}
+
 fn shown(job: &JobView) -> String {
     let lines = |all: Vec<String>| all.join("\n");
     let states = job.states.iter().map(|state| format!("{} {:.1} s", state.name, state.seconds)).collect();
@@ -213,6 +236,14 @@ fn shown(job: &JobView) -> String {
         pairs.push(("look at", lines(job.checklist.clone())));
     }
     pairs.extend([("states", lines(states)), ("stages", lines(stages.collect()))]);
+    if !job.transfers.is_empty() {
+        pairs.push(("fetched", lines(job.transfers.iter().map(fetched).collect())));
+    }
+    if let Some(readiness) = &job.readiness {
+        let all = [("", &readiness.mended), ("change: ", &readiness.problems), ("note: ", &readiness.advice)];
+        let told = all.iter().flat_map(|(kind, what)| what.iter().map(move |text| format!("{kind}{text}")));
+        pairs.push(("pv readiness", lines([readiness.verdict.clone()].into_iter().chain(told).collect())));
+    }
     if !job.differences.is_empty() {
         pairs.push(("differences", lines(differences.collect())));
     }
@@ -220,9 +251,20 @@ fn shown(job: &JobView) -> String {
     if !job.xe_commands.is_empty() {
         pairs.push(("by hand", lines(job.xe_commands.clone())));
     }
+    let installers = job.stages.iter().filter(|stage| !stage.log.is_empty());
+    pairs.extend(installers.map(|stage| ("installer's log", stage.log.clone())));
     let log = job.log.iter().map(|line| format!("{}  {}", line.at, line.text)).collect();
     pairs.push(("log", lines(log)));
     fields(&pairs)
+}
+
+fn fetched(transfer: &TransferView) -> String {
+    let TransferView { at, file, bytes, seconds, outcome, peer, protocol } = transfer;
+    let by = match protocol {
+        Protocol::Http => "HTTP",
+        Protocol::Tftp => "TFTP",
+    };
+    format!("{at}  {file} by {by}, {bytes} bytes to {peer} in {seconds:.1} s: {outcome}")
 }
 
 async fn watch(link: &Link) -> Answer {

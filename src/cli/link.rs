@@ -104,6 +104,12 @@ impl Link {
         parse(&body)
     }
 
+    /// GET, answered by text.
+    pub(super) async fn get_text(&self, path: &str) -> Result<String, LinkError> {
+        let body = self.send(Method::GET, path, Vec::new()).await?;
+        Ok(String::from_utf8_lossy(&body).into_owned())
+    }
+
     /// POST with a JSON body, answered by JSON.
     pub(super) async fn post<T: DeserializeOwned>(
         &self,

@@ -7,7 +7,8 @@ use clap::{Args, Subcommand};
 use super::{Answer, Ended, Stop, load, note, print, print_json, table::table};
 use crate::app::{
     self,
-    loaders::{self, LoadersError, Origin, State},
+    loaders::{self, LoadersError, Origin},
+    publish::{Standing, State},
 };
 
 /// `loaders …`
@@ -70,9 +71,7 @@ fn root(place: &Where, config: &Path) -> Result<PathBuf, Stop> {
 fn stop(error: &LoadersError) -> Stop {
     let ended = match error {
         LoadersError::Unknown(_) => Ended::Usage,
-        LoadersError::File { .. } | LoadersError::Manifest { .. } | LoadersError::Absent { .. } => {
-            Ended::Failed
-        }
+        LoadersError::Folder(_) | LoadersError::Absent { .. } => Ended::Failed,
     };
     Stop::new(ended, app::chain(error))
 }
@@ -128,8 +127,7 @@ fn verify(place: &Where, config: &Path) -> Answer {
     if place.json {
         print_json(&standings);
     } else {
-        let row =
-            |standing: &loaders::Standing| vec![standing.name.clone(), standing.state.label().to_owned()];
+        let row = |standing: &Standing| vec![standing.name.clone(), standing.state.label().to_owned()];
         print(&table(&["FILE", "STATE"], &standings.iter().map(row).collect::<Vec<_>>()));
     }
     if standings.is_empty() {

@@ -7,6 +7,8 @@ mod create;
 pub mod demo;
 mod deploy;
 mod dhcp;
+mod doctor_guest;
+mod image;
 mod jobs;
 pub mod lab;
 mod link;
@@ -20,6 +22,7 @@ mod selectors;
 mod serve;
 mod simulate;
 mod table;
+mod template;
 mod vm;
 
 use std::{
@@ -72,6 +75,14 @@ enum Command {
     Restore(restore::RestoreArgs),
     /// Show what a machine would be served.
     Render(render::RenderArgs),
+    /// Bring installers' kernels, initrds and ISOs into http.root, and check them.
+    #[command(subcommand)]
+    Image(image::ImageCommand),
+    /// Look at templates: list, show, or look for what is wrong with them.
+    #[command(subcommand)]
+    Template(template::TemplateCommand),
+    /// Print the script that readies a guest for a start as PV by pygrub, to be run in the guest.
+    DoctorGuest,
     /// Bring boot loaders from the distribution's packages into tftp.root, and check them.
     #[command(subcommand)]
     Loaders(loaders::LoadersCommand),
@@ -187,6 +198,8 @@ async fn run(cli: Cli) -> Answer {
         Command::Jobs(args) => jobs::run(&args, &config).await,
         Command::Restore(args) => restore::run(&args, &config).await,
         Command::Render(args) => render::run(&args, &config).await,
+        Command::Image(command) => image::run(&command, &config).await,
+        Command::Template(command) => template::run(&command, &config),
         Command::Loaders(command) => loaders::run(&command, &config).await,
         Command::Demo(args) => match demo::run(&args).await {
             Ok(demo::Played::Well) => Ok(Ended::Done),
@@ -194,6 +207,7 @@ async fn run(cli: Cli) -> Answer {
             Ok(demo::Played::Badly) => Ok(Ended::Failed),
             Err(error) => Err(Stop::new(Ended::Failed, format!("{error:#}"))),
         },
+        Command::DoctorGuest => doctor_guest::run(),
         Command::Lab(args) => played(lab::run(&args).await),
         Command::Simulate(args) => simulate::run(&args).await,
     }

@@ -10,7 +10,8 @@ use crate::{
     app::{
         self, desk,
         orders::{RenderKind, RenderOrder},
-        preview, templates,
+        preview::{self, Wanted},
+        templates,
     },
     boot::render::Urls,
 };
@@ -27,11 +28,23 @@ pub(super) struct RenderArgs {
     /// With which profile; default: the one in the machine's section.
     #[arg(short, long, value_name = "NAME")]
     profile: Option<String>,
+    /// Which of several answer files; default: the first.
+    #[arg(long, value_name = "NAME")]
+    file: Option<String>,
+    /// Show password hashes and other secrets too.
+    #[arg(long)]
+    secrets: bool,
 }
 
 pub(super) async fn run(args: &RenderArgs, config: &Path) -> Answer {
     let link = Link::new(&super::socket(config)?);
-    let order = RenderOrder { kind: args.kind, vm: args.vm.clone(), profile: args.profile.clone() };
+    let order = RenderOrder {
+        kind: args.kind,
+        vm: args.vm.clone(),
+        profile: args.profile.clone(),
+        file: args.file.clone(),
+        secrets: args.secrets,
+    };
     let text = if link.answers().await {
         let text = link.post_for_text("/v1/render", &order).await?;
         String::from_utf8_lossy(&text).into_owned()
@@ -49,11 +62,13 @@ async fn alone(order: &RenderOrder, config: &Path) -> Result<String, Stop> {
     let clients = app::clients(&config).map_err(|error| usage(&error))?;
     let apis = app::apis(&clients);
     let (pool, vm) = desk::find(&apis, &order.vm).await.map_err(|error| usage(&error))?;
-    let urls = config.http.as_ref().map(|http| Urls::new(&http.public_url));
+    let log = config.syslog.as_ref().map(|syslog| syslog.listen);
+    let urls = config.http.as_ref().map(|http| Urls::new(&http.public_url).with_log(log));
     let profile = preview::profile_for(&config, order.profile.as_deref(), &vm.uuid, &vm.name_label)
         .map_err(|error| usage(&error))?;
     let api = apis.get(&pool).ok_or_else(|| Stop::new(Ended::Failed, "the pool is gone"))?;
-    let rendered = preview::render(&config, &templates, urls.as_ref(), api, (&vm, profile, order.kind)).await;
+    let wanted = Wanted { vm: &vm, pool: &pool, profile, order };
+    let rendered = preview::render(&config, &templates, urls.as_ref(), api, wanted).await;
     app::log_out(&clients).await;
     rendered.map_err(|error| usage(&error))
 }

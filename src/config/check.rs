@@ -2,17 +2,18 @@
 //! what the secret files hold is an argument.
 //!
 //! Invariant: a `Config` comes out only when nothing was noted. Each function notes what it finds, and goes on.
-//! Sections: `pool`, `dhcp`, `services` (HTTP, admin), `tftp`, `profile` (profiles and machines); this file has the
-//! rest, and what they share.
+//! Sections: `pool`, `dhcp`, `services` (HTTP, syslog, admin), `tftp`, `profile` (profiles and machines), `variables`
+//! (and groups); this file has the rest, and what they share.
 
 mod dhcp;
 mod pool;
 mod profile;
 mod services;
 mod tftp;
+mod variables;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -22,6 +23,8 @@ use super::{
     problem::{Notes, Problems, Spot},
     raw::{RawConfig, RawDeadlines, RawLimits, RawServer},
     read::{At, Reader},
+    shipped,
+    variables::Declarations,
 };
 use crate::secret::Secret;
 
@@ -43,12 +46,45 @@ pub(super) struct Parsed {
 /// What a pool's password file holds, or what is wrong with it (message and remedy).
 pub(super) type PasswordRead = Result<Secret, (String, String)>;
 
+/// What a file that a variable names holds.
+#[derive(Debug)]
+pub(super) struct TextRead {
+    /// What.
+    pub(super) text: Secret,
+    /// Others than its owner may read it.
+    pub(super) open_to_others: bool,
+}
+
+/// What the files hold that the configuration names.
+#[derive(Debug, Default)]
+pub(super) struct FilesRead {
+    /// The passwords, by pool.
+    pub(super) passwords: BTreeMap<String, PasswordRead>,
+    /// What variables name, by file as written; or message and remedy.
+    pub(super) texts: BTreeMap<String, Result<TextRead, (String, String)>>,
+}
+
 impl Parsed {
     /// Reads a file's text.
     pub(super) fn of(text: &str) -> Self {
         let mut notes = Notes::default();
-        let raw = Reader::new(text, &mut notes).document(text);
+        let mut raw: At<RawConfig> = Reader::new(text, &mut notes).document(text);
+        shipped::lay_under(&mut raw.value, &mut notes);
         Self { raw, notes }
+    }
+
+    /// The files that variables name, as written.
+    pub(super) fn variable_files(&self) -> Vec<&str> {
+        let raw = &self.raw.value;
+        let profiles = raw.profile.iter().flat_map(|all| all.value.values().map(|one| &one.value.variables));
+        let groups = raw.group.iter().flat_map(|all| all.value.values().map(|one| &one.value.variables));
+        let machines = raw.machine.iter().flat_map(|all| all.value.values().map(|one| &one.value.variables));
+        let all = std::iter::once(&raw.variables).chain(profiles).chain(groups).chain(machines);
+        let mut found = Vec::new();
+        for value in all.flatten().flat_map(|variables| variables.value.values()) {
+            variables::files_of(&value.value, &mut found);
+        }
+        found
     }
 
     /// The pools with the password files that they name, as written.
@@ -60,13 +96,10 @@ impl Parsed {
     }
 
     /// Checks everything. `file` is named in problems, and relative paths count from its folder.
-    pub(super) fn check(
-        self,
-        file: &Path,
-        passwords: &BTreeMap<String, PasswordRead>,
-    ) -> Result<Config, Problems> {
+    pub(super) fn check(self, file: &Path, files: &FilesRead) -> Result<Config, Problems> {
         let folder = file.parent().unwrap_or_else(|| Path::new(""));
-        let mut checker = Checker { folder, passwords, notes: self.notes };
+        let mut checker =
+            Checker { folder, files, declared: BTreeMap::new(), open: BTreeSet::new(), notes: self.notes };
         let config = checker.config(&self.raw);
         checker.notes.verdict(file.to_owned(), config)
     }
@@ -76,7 +109,11 @@ impl Parsed {
 /// too; what was noted keeps the result from coming out.
 struct Checker<'a> {
     folder: &'a Path,
-    passwords: &'a BTreeMap<String, PasswordRead>,
+    files: &'a FilesRead,
+    /// What each profile declares, once it is known.
+    declared: BTreeMap<String, Declarations>,
+    /// The profiles whose variables may have any name.
+    open: BTreeSet<String>,
     notes: Notes,
 }
 
@@ -90,8 +127,12 @@ impl Checker<'_> {
         let tftp = raw.tftp.as_ref().and_then(|tftp| self.tftp(tftp, &state_dir));
         let boot_root = tftp.as_ref().map_or_else(|| state_dir.join(BOOT_ROOT), |tftp| tftp.root.clone());
         let http = raw.http.as_ref().and_then(|http| self.http(http, boot_root));
+        let syslog = raw.syslog.as_ref().and_then(|syslog| self.syslog(syslog));
         let admin = self.admin(raw.admin.as_ref());
+        self.declared = self.declared(raw);
+        self.check_globals(raw);
         let profiles = self.profiles(raw);
+        let groups = self.groups(raw);
         let machines = self.machines(raw);
         let limits = self.limits(raw.limits.as_ref());
         let deadlines = self.deadlines(raw.deadlines.as_ref());
@@ -104,8 +145,11 @@ impl Checker<'_> {
             dhcp_off,
             tftp,
             http,
+            syslog,
             admin,
             profiles,
+            declared: std::mem::take(&mut self.declared),
+            groups,
             machines,
             limits,
             deadlines,

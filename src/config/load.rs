@@ -1,4 +1,4 @@
-//! Reads the configuration file and the password files that it names: the only files that configuration opens.
+//! Reads the configuration file, and the passwords and variables in files that it names: the only files that configuration opens.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     Config, Problems,
-    check::{Parsed, PasswordRead},
+    check::{FilesRead, Parsed, PasswordRead, TextRead},
 };
 use crate::secret::Secret;
 
@@ -19,6 +19,9 @@ const FILE_LIMIT: u64 = 4 * 1024 * 1024;
 
 /// The longest password, in bytes.
 const PASSWORD_LIMIT: u64 = 1024;
+
+/// The largest file of a variable, in bytes.
+const TEXT_LIMIT: u64 = 64 * 1024;
 
 /// The permissions that nobody else may have on a password file: group and others all, its owner execute.
 const TOO_WIDE: u32 = 0o177;
@@ -50,7 +53,10 @@ pub fn load_in(path: &Path, surroundings: &Surroundings) -> Result<Config, Probl
     })?;
     let parsed = Parsed::of(&text);
     let folder = path.parent().unwrap_or_else(|| Path::new(""));
-    let mut passwords = BTreeMap::new();
+    let mut files = FilesRead { passwords: BTreeMap::new(), texts: BTreeMap::new() };
+    for file in parsed.variable_files() {
+        files.texts.insert(file.to_owned(), text_file(&folder.join(file)));
+    }
     for (pool, file) in parsed.password_files() {
         let credential =
             || surroundings.credentials.as_ref().map(|folder| folder.join(pool)).filter(|file| file.exists());
@@ -58,9 +64,20 @@ pub fn load_in(path: &Path, surroundings: &Surroundings) -> Result<Config, Probl
             Some(file) => Some(password_file(&folder.join(file))),
             None => credential().map(|file| password(&file)),
         };
-        passwords.extend(read.map(|read| (pool.to_owned(), read)));
+        files.passwords.extend(read.map(|read| (pool.to_owned(), read)));
     }
-    parsed.check(path, &passwords)
+    parsed.check(path, &files)
+}
+
+/// What a variable's file holds.
+fn text_file(path: &Path) -> Result<TextRead, (String, String)> {
+    let read =
+        std::fs::metadata(path).and_then(|meta| Ok((meta.permissions().mode(), read(path, TEXT_LIMIT)?)));
+    let (mode, text) = read.map_err(|error| {
+        let remedy = "let this user read it, or write the value here".to_owned();
+        (format!("cannot read {}: {error}", path.display()), remedy)
+    })?;
+    Ok(TextRead { text: Secret::new(text), open_to_others: mode & TOO_WIDE != 0 })
 }
 
 /// A password from a file that nobody else may read. (Credentials of systemd are guarded by their folder, and show

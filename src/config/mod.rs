@@ -8,15 +8,20 @@ mod load;
 mod problem;
 mod raw;
 mod read;
+pub mod shipped;
+pub mod variables;
 
 use std::{collections::BTreeMap, net::Ipv4Addr, num::NonZeroU16, path::PathBuf, time::Duration};
 
+use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::{machine::MacAddr, secret::Secret, tftp::transfer::Rollover};
 
+use self::variables::{Declarations, VariableKind, Variables};
 pub use load::{Surroundings, load, load_in};
 pub use problem::{Problem, Problems, problems_report};
+pub(crate) use read::nearest;
 
 /// A checked configuration.
 #[derive(Debug, Clone)]
@@ -35,10 +40,16 @@ pub struct Config {
     pub tftp: Option<TftpConfig>,
     /// The boot HTTP listener; `None`: off.
     pub http: Option<HttpConfig>,
+    /// The syslog receiver; `None`: off.
+    pub syslog: Option<SyslogConfig>,
     /// The admin listener.
     pub admin: AdminConfig,
     /// Profiles, by name.
     pub profiles: BTreeMap<String, Profile>,
+    /// What each profile declares of its variables; nothing: any may be set.
+    pub declared: BTreeMap<String, Declarations>,
+    /// Groups of machines, in the order of the file: of several that hold a machine the later wins.
+    pub groups: Vec<GroupConfig>,
     /// What is known of machines, by VM name or uuid.
     pub machines: BTreeMap<String, MachineConfig>,
     /// Limits.
@@ -193,6 +204,8 @@ pub struct TftpConfig {
     pub block_size: u16,
     /// The largest window (RFC 7440), in blocks.
     pub window: u16,
+    /// The networks that are answered; none: all.
+    pub clients: Vec<Ipv4Net>,
     /// Transfers of one address at the same time.
     pub transfers_per_client: u16,
     /// Transfers at the same time.
@@ -220,6 +233,17 @@ pub struct HttpConfig {
     pub root: PathBuf,
     /// Bind the socket to this device (the demo: `lo`).
     pub device: Option<String>,
+}
+
+/// The syslog receiver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SyslogConfig {
+    /// Where it listens, and what installers are told.
+    pub listen: std::net::SocketAddrV4,
+    /// Bind the socket to this device (the demo: `lo`).
+    pub device: Option<String>,
+    /// Bytes of a machine's file; a full one is kept beside the new one.
+    pub file_size: u32,
 }
 
 /// The admin listener.
@@ -250,8 +274,8 @@ pub struct Profile {
     pub report_by_get: bool,
     /// VBD.userdevice of the disk to install to; `None`: the only writable one.
     pub disk: Option<String>,
-    /// Variables for templates: profile's over global, machine's over these.
-    pub variables: BTreeMap<String, serde_json::Value>,
+    /// Variables for templates: profile's over global over declared defaults; the machine's groups' and its own over these.
+    pub variables: Variables,
 }
 
 /// Install erases the disk; rescue does not.
@@ -273,11 +297,43 @@ pub struct BootFiles {
     pub initrd: Vec<String>,
     /// Kernel arguments, a template.
     pub args: String,
-    /// The answer file's template, by name (`preseed.j2`).
+    /// The answer file's template, by name (`preseed.j2`), or `NAME=TEMPLATE` where it is served under another name.
     pub answer: Option<String>,
+    /// Further answer files, written like it and served beside it. Jobs stored before this key have none.
+    #[serde(default)]
+    pub seed: Vec<String>,
+    /// Further files under the HTTP root that the installer may fetch: an ISO. Jobs stored before this key have none.
+    #[serde(default)]
+    pub files: Vec<String>,
     /// How iPXE fetches kernel and initrds. Jobs stored before this key have the default.
     #[serde(default)]
     pub fetch: Fetch,
+}
+
+impl BootFiles {
+    /// The answer files, the one first whose fetch counts.
+    pub fn answers(&self) -> impl Iterator<Item = AnswerFile<'_>> {
+        self.answer.iter().chain(&self.seed).map(|written| AnswerFile::of(written))
+    }
+}
+
+/// A file that is rendered for a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AnswerFile<'a> {
+    /// Under which it is served.
+    pub name: &'a str,
+    /// Its template's.
+    pub template: &'a str,
+}
+
+impl<'a> AnswerFile<'a> {
+    /// From `NAME=TEMPLATE`, or from `TEMPLATE`, whose name is the template's without `.j2`.
+    pub fn of(written: &'a str) -> Self {
+        match written.split_once('=') {
+            Some((name, template)) => Self { name, template },
+            None => Self { name: written.strip_suffix(".j2").unwrap_or(written), template: written },
+        }
+    }
 }
 
 /// The protocol of iPXE's downloads of kernel and initrds; the script itself always comes by HTTP.
@@ -329,7 +385,18 @@ pub struct MachineConfig {
     /// The profile to use when `deploy` names none.
     pub profile: Option<String>,
     /// Template variables.
-    pub variables: BTreeMap<String, serde_json::Value>,
+    pub variables: Variables,
+}
+
+/// Machines that share variables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupConfig {
+    /// The key in `[group.NAME]`.
+    pub name: String,
+    /// A name or uuid, `uuid=U`, `tag=T` or `name~GLOB` each.
+    pub members: Vec<String>,
+    /// Template variables: over the profile's, under the machine's.
+    pub variables: Variables,
 }
 
 /// Limits, each with its unit.

@@ -7,10 +7,11 @@ use std::{
     time::Duration,
 };
 
+use ipnet::Ipv4Net;
 use toml::de::DeValue;
 
 use super::{
-    Completion, EvidenceKind, Fetch, ProfileKind, TftpEngine,
+    Completion, EvidenceKind, Fetch, ProfileKind, TftpEngine, VariableKind,
     problem::Spot,
     read::{At, Read, Reader, Scalar, section},
 };
@@ -26,8 +27,10 @@ section! {
         dhcp: Vec<At<RawDhcp>>,
         tftp: RawTftp,
         http: RawHttp,
+        syslog: RawSyslog,
         admin: RawAdmin,
         profile: Named<RawProfile>,
+        group: Named<RawGroup>,
         machine: Named<RawMachine>,
         variables: Named<serde_json::Value>,
         limits: RawLimits,
@@ -123,6 +126,7 @@ section! {
         rollover: u16,
         block_size: u16,
         window: u16,
+        clients: Vec<At<Ipv4Net>>,
         transfers_per_client: u16,
         transfers: u16,
     }
@@ -139,6 +143,15 @@ section! {
 }
 
 section! {
+    /// `[syslog]`.
+    RawSyslog {
+        listen: SocketAddrV4,
+        device: String,
+        file_size: u32,
+    }
+}
+
+section! {
     /// `[admin]`.
     RawAdmin {
         socket: String,
@@ -148,11 +161,13 @@ section! {
 section! {
     /// `[profile.NAME]`.
     RawProfile {
+        base: String,
         kind: ProfileKind,
         kernel: String,
         initrd: OneOrMany,
+        files: OneOrMany,
         args: String,
-        answer: String,
+        answer: OneOrMany,
         fetch: Fetch,
         completion: Completion,
         min_install: Duration,
@@ -160,6 +175,25 @@ section! {
         accept_weak: bool,
         report_by_get: bool,
         disk: String,
+        variable: Named<RawVariable>,
+        variables: Named<serde_json::Value>,
+    }
+}
+
+section! {
+    /// `[profile.NAME.variable.NAME]`.
+    RawVariable {
+        kind: VariableKind,
+        default: serde_json::Value,
+        choices: Vec<At<String>>,
+        about: String,
+    }
+}
+
+section! {
+    /// `[group.NAME]`.
+    RawGroup {
+        members: OneOrMany,
         variables: Named<serde_json::Value>,
     }
 }
@@ -326,6 +360,16 @@ impl Scalar for Ipv4Addr {
     }
 }
 
+impl Scalar for Ipv4Net {
+    const FORM: &str = "an IPv4 network";
+    const EXAMPLE: &str = "\"10.1.0.0/24\"";
+
+    /// An address with host bits is somebody's, and no network.
+    fn scan(text: &str) -> Option<Self> {
+        text.parse().ok().filter(|network: &Self| network.network() == network.addr())
+    }
+}
+
 impl Scalar for SocketAddrV4 {
     const FORM: &str = "an IPv4 address with a port";
     const EXAMPLE: &str = "\"ADDRESS:PORT\"";
@@ -405,6 +449,16 @@ words!(Completion, "a way to know completion", r#""report", "halt" or "either""#
     "either" => Self::Either,
 });
 
+words!(VariableKind, "a kind of variable", r#""text", "secret", "integer", "boolean", "list", "address" or "users""#, {
+    "text" => Self::Text,
+    "secret" => Self::Secret,
+    "integer" => Self::Integer,
+    "boolean" => Self::Boolean,
+    "list" => Self::List,
+    "address" => Self::Address,
+    "users" => Self::Users,
+});
+
 words!(Fetch, "a way to fetch boot files", r#""http" or "tftp""#, {
     "http" => Self::Http,
     "tftp" => Self::Tftp,
@@ -434,7 +488,7 @@ impl Scalar for EvidenceKind {
 mod tests {
     use super::*;
 
-    const SECTIONS: [(&str, &[&str]); 14] = [
+    const SECTIONS: [(&str, &[&str]); 17] = [
         ("", RawConfig::KEYS),
         ("[server]", RawServer::KEYS),
         ("[pool.", RawPool::KEYS),
@@ -443,8 +497,11 @@ mod tests {
         ("[dhcp.pxelinux]", RawPxelinux::KEYS),
         ("[tftp]", RawTftp::KEYS),
         ("[http]", RawHttp::KEYS),
+        ("[syslog]", RawSyslog::KEYS),
         ("[admin]", RawAdmin::KEYS),
         ("[profile.", RawProfile::KEYS),
+        ("[profile.NAME.variable.", RawVariable::KEYS),
+        ("[group.", RawGroup::KEYS),
         ("[machine.", RawMachine::KEYS),
         ("[limits]", RawLimits::KEYS),
         ("[deadlines]", RawDeadlines::KEYS),

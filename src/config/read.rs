@@ -25,6 +25,8 @@ pub(super) struct At<T> {
 pub(super) struct Reader<'a> {
     /// Offsets of the line ends.
     ends: Vec<usize>,
+    /// The line that the text begins on.
+    first: usize,
     pub(super) notes: &'a mut Notes,
 }
 
@@ -47,22 +49,31 @@ pub(super) trait Scalar: Sized {
 impl<'a> Reader<'a> {
     pub(super) fn new(text: &str, notes: &'a mut Notes) -> Self {
         let ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at).collect();
-        Self { ends, notes }
+        Self { ends, first: 1, notes }
+    }
+
+    /// For a text of our own, all of which is taken to stand on one line of the user's file.
+    pub(super) const fn fixed(line: usize, notes: &'a mut Notes) -> Self {
+        Self { ends: Vec::new(), first: line, notes }
     }
 
     /// The line that a span begins on.
     fn line(&self, span: Range<usize>) -> usize {
-        self.ends.partition_point(|end| *end < span.start) + 1
+        self.ends.partition_point(|end| *end < span.start) + self.first
     }
 
     /// Reads a whole file.
     pub(super) fn document<T: Read + Default>(&mut self, text: &str) -> At<T> {
+        self.document_at(text, Spot { line: 1, key: String::new() })
+    }
+
+    /// Reads a whole text as if it stood in a place of the file.
+    pub(super) fn document_at<T: Read + Default>(&mut self, text: &str, spot: Spot) -> At<T> {
         let (tree, errors) = DeTable::parse_recoverable(text);
         for error in errors {
             let line = self.line(error.span().unwrap_or(0..0));
             self.notes.syntax(line, error.message());
         }
-        let spot = Spot { line: 1, key: String::new() };
         let value = T::read(&DeValue::Table(tree.into_inner()), &spot, self).unwrap_or_default();
         At { value, spot }
     }
@@ -83,12 +94,7 @@ impl<'a> Reader<'a> {
     pub(super) fn unknown(&mut self, key: &Spanned<impl AsRef<str>>, parent: &Spot, known: &[&str]) {
         let name = key.get_ref().as_ref();
         let spot = Spot { line: self.line(key.span()), ..parent.child(&quoted(name)) };
-        let near = known.iter().map(|known| (distance(name, known), *known)).min();
-        let remedy = match near {
-            Some((0..=2, known)) => format!("did you mean `{known}`?"),
-            Some(_) | None => format!("known here: {}", known.join(", ")),
-        };
-        self.notes.wrong(&spot, "is not a key that bootflip knows", remedy);
+        self.notes.wrong(&spot, "is not a key that bootflip knows", nearest(name, known));
     }
 
     /// Notes a value of another type than wanted.
@@ -103,6 +109,14 @@ impl<'a> Reader<'a> {
             DeValue::Table(_) => "a table",
         };
         self.notes.wrong(spot, format!("is {found}, not {wanted}"), format!("write it as {example}"));
+    }
+}
+
+/// What was meant by a name that nobody knows: the nearest known one, or all of them.
+pub(crate) fn nearest(name: &str, known: &[&str]) -> String {
+    match known.iter().map(|known| (distance(name, known), *known)).min() {
+        Some((0..=2, known)) => format!("did you mean `{known}`?"),
+        Some(_) | None => format!("known here: {}", known.join(", ")),
     }
 }
 
@@ -251,6 +265,12 @@ macro_rules! section {
         impl $name {
             /// The keys, in the order in which they are told.
             pub(super) const KEYS: &[&str] = &[$(stringify!($field)),*];
+
+            /// This one's fields, and another's where it has none.
+            #[allow(dead_code)] // of profiles only
+            pub(super) fn over(self, base: Self) -> Self {
+                Self { $($field: self.$field.or(base.$field)),* }
+            }
         }
 
         impl $crate::config::read::Read for $name {

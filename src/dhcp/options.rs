@@ -29,8 +29,8 @@ pub(super) mod code {
 
 /// Where options stand in a packet behind its cookie, and the two header fields that option 52 can add.
 pub(super) const OPTIONS_AT: usize = 240;
-const FILE_FIELD: std::ops::Range<usize> = 108..236;
-const SERVER_NAME_FIELD: std::ops::Range<usize> = 44..108;
+pub(super) const FILE_FIELD: std::ops::Range<usize> = 108..236;
+pub(super) const SERVER_NAME_FIELD: std::ops::Range<usize> = 44..108;
 
 /// The options of one packet.
 #[derive(Debug)]

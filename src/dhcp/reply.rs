@@ -1,4 +1,6 @@
-//! Builds what we send, and chooses where it goes (RFC 2131 §4.1). Pure.
+//! Builds what we send, and chooses where it goes (RFC 2131 §4.1). Pure. `overload` has room for what does not fit.
+
+mod overload;
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
@@ -10,6 +12,7 @@ use dhcproto::{
     v4::{self, OptionCode, UnknownOption},
 };
 
+use self::overload::Overload;
 use super::{
     options::code,
     request::{Request, Wanted},
@@ -209,7 +212,7 @@ impl Parameters {
 }
 
 /// A reply in the making. Options are added in order of importance: when the client takes no packet that large,
-/// the last ones are left out.
+/// the last ones go to header fields that are free (option 52), and are left out where these are full too.
 #[derive(Debug)]
 pub(super) struct Draft<'a> {
     kind: Kind,
@@ -280,9 +283,20 @@ impl<'a> Draft<'a> {
         let (kind, to) = (self.kind, self.to);
         let mut bytes = self.write(request, &options);
         let always = ALWAYS + usize::from(request.relay_agent.is_some());
-        while bytes.len() > request.maximum && options.len() > always {
-            options.pop();
-            bytes = self.write(request, &options);
+        if bytes.len() > request.maximum {
+            // The boot file's name stays where ROMs look for it; the server's name stands in option 66 as well.
+            let mut overload = Overload::new(self.boot.is_none());
+            while bytes.len() + Overload::cost() > request.maximum && options.len() > always {
+                if let Some(last) = options.pop() {
+                    overload.take(last);
+                }
+                bytes = self.write(request, &options);
+            }
+            if let Some((option, fields)) = overload.fields() {
+                options.insert(ALWAYS, option);
+                bytes = self.write(request, &options);
+                overload::fill(&mut bytes, &fields);
+            }
         }
         bytes.resize(bytes.len().max(SMALLEST), 0);
         Reply { kind, to, bytes }

@@ -52,9 +52,11 @@ fn isc(target: &Target) -> String {
         target.boot_url
     );
     for (code, file) in &target.loaders {
+        // As bytes: a number never equals what a client sent.
+        let [high, low] = code.to_be_bytes();
         let _ = write!(
             text,
-            " elsif substring(option vendor-class-identifier, 0, 9) = \"PXEClient\" and option architecture = {code} {{\n    \
+            " elsif substring(option vendor-class-identifier, 0, 9) = \"PXEClient\" and option architecture = {high:02x}:{low:02x} {{\n    \
              # {}\n    next-server {};\n    filename \"{file}\";\n}}",
             architecture::word(*code).unwrap_or("a code of option 93"),
             target.next_server
@@ -65,7 +67,7 @@ fn isc(target: &Target) -> String {
 }
 
 fn kea(target: &Target) -> String {
-    let names = IPXE_NAMES.map(|name| format!("option[77].text == '{name}'")).join(" or ");
+    let names = IPXE_NAMES.map(|name| format!("option[77].hex == '{name}'")).join(" or ");
     let mut classes = vec![serde_json::json!({ "name": "bootflip-ipxe", "test": names })];
     for (code, file) in &target.loaders {
         let name = format!("bootflip-{code}");

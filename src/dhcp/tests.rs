@@ -167,6 +167,8 @@ impl Rig {
                     args: String::new(),
                     answer: None,
                     fetch: crate::config::Fetch::Http,
+                    seed: Vec::new(),
+                    files: Vec::new(),
                 },
                 profile: "p".into(),
                 variables: BTreeMap::new(),

@@ -39,6 +39,7 @@ use crate::{
         render::{Templates, Urls},
         root::{OpenRootError, Root},
         sink::Sink,
+        vouch::Vouch,
     },
     config::HttpConfig,
 };
@@ -90,6 +91,8 @@ pub struct Shared {
     pub sink: Arc<dyn Sink>,
     /// What is rendered.
     pub templates: Arc<Templates>,
+    /// Where installers are told to log to.
+    pub log: Option<SocketAddrV4>,
 }
 
 /// Why the service cannot begin.
@@ -116,14 +119,14 @@ pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     shared: Shared,
-    root: Root,
+    files: Vouch,
     urls: Urls,
     limits: Limits,
 }
 
 /// Binds the listener and opens the folder of boot files.
 pub fn bind(config: &HttpConfig, shared: Shared) -> Result<Server, BindError> {
-    let root = Root::open(&config.root)?;
+    let files = Vouch::new(Root::open(&config.root)?);
     let at = |source| BindError::Listen { address: config.listen, source };
     let (listener, address) = listen(config).map_err(at)?;
     let public = match config.public_url.strip_suffix(":0") {
@@ -131,7 +134,8 @@ pub fn bind(config: &HttpConfig, shared: Shared) -> Result<Server, BindError> {
         Some(_) | None => config.public_url.clone(),
     };
     info!(%address, url = %public, "boot HTTP listens");
-    Ok(Server { listener, address, shared, root, urls: Urls::new(&public), limits: Limits::default() })
+    let urls = Urls::new(&public).with_log(shared.log);
+    Ok(Server { listener, address, shared, files, urls, limits: Limits::default() })
 }
 
 fn listen(config: &HttpConfig) -> io::Result<(TcpListener, SocketAddr)> {
@@ -159,6 +163,11 @@ impl Server {
         &self.urls
     }
 
+    /// The folder of boot files, with what is known of them.
+    pub const fn files(&self) -> &Vouch {
+        &self.files
+    }
+
     /// The same server with other limits.
     #[must_use]
     pub fn with_limits(self, limits: Limits) -> Self {
@@ -172,7 +181,7 @@ impl Server {
             gate: self.shared.gate,
             sink: self.shared.sink,
             renders: Renders::new(self.shared.templates),
-            root: self.root,
+            files: self.files,
             urls: self.urls,
             body_stall: limits.body_stall,
         });

@@ -4,6 +4,7 @@
 use super::{
     job::{Job, StartRecord},
     plan::{Observed, Plan},
+    readiness::{self, Verdict},
     reason::Reason,
     step::Outcome,
 };
@@ -13,8 +14,29 @@ use crate::{
     config::{Completion, ProfileKind},
 };
 
-/// The answer to E9.
+/// The answer to E9. What pygrub could not start is not given to it.
 pub fn completion(job: &Job, seen: &Observed, now: Timestamp) -> Plan {
+    let plan = progress(job, seen, now);
+    if plan != Plan::Done(Outcome::Completed) {
+        return plan;
+    }
+    match unready(job) {
+        Some(sentences) => Plan::Fail(Reason::NotPvReady, sentences),
+        None => plan,
+    }
+}
+
+/// Why what was installed would not start as PV, in the words of its own document. Without one nothing speaks against it.
+fn unready(job: &Job) -> Option<String> {
+    let starts_pv = job.profile.kind == ProfileKind::Install && !job.options.stay_hvm;
+    let document = job.readiness.as_ref().filter(|_| starts_pv)?;
+    match readiness::judge(document, job.xen).verdict {
+        Verdict::NotReady(sentences) => Some(sentences.join("; ")),
+        Verdict::Ready | Verdict::Mended(_) => None,
+    }
+}
+
+fn progress(job: &Job, seen: &Observed, now: Timestamp) -> Plan {
     let Some(start) = job.start.as_ref() else {
         return Plan::Fail(Reason::StartFailed, "the HVM start left no record".into());
     };

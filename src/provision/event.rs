@@ -6,6 +6,7 @@ use super::{
     claim::Claim,
     job::{Difference, Effect, Evidence, Resolution, StageMark, StartRecord, Tokens},
     preflight::Cleared,
+    readiness::Document,
     reason::Reason,
 };
 use crate::boot::sink::Sign;
@@ -116,6 +117,8 @@ pub enum Event {
     AnswerFetched,
     /// A stage or `done`, `failed`, with the attempt's report token.
     Report(StageMark),
+    /// The report `ready`; its document, if that could be read.
+    Ready(StageMark, Option<Box<Document>>),
     /// The `booted` report, with its token.
     Booted(StageMark),
     /// The pool is away, or is back.
@@ -136,7 +139,7 @@ pub enum Event {
 
 impl Event {
     /// Every label.
-    pub const LABELS: [&'static str; 20] = [
+    pub const LABELS: [&'static str; 21] = [
         "admitted",
         "intended",
         "task-known",
@@ -149,6 +152,7 @@ impl Event {
         "sign",
         "answer-fetched",
         "report",
+        "ready",
         "booted",
         "waiting",
         "cancel",
@@ -174,6 +178,7 @@ impl Event {
             Self::Sign(_) => "sign",
             Self::AnswerFetched => "answer-fetched",
             Self::Report(_) => "report",
+            Self::Ready(..) => "ready",
             Self::Booted(_) => "booted",
             Self::Waiting(_) => "waiting",
             Self::Cancel => "cancel",

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
-use super::{claim::Claim, reason::Reason, settings::Aim};
+use super::{claim::Claim, readiness::Document, reason::Reason, settings::Aim, stages};
 use crate::{
     boot::sink::Sign,
     clock::Timestamp,
@@ -242,8 +242,11 @@ pub struct StageMark {
     pub at: Timestamp,
     /// Percent, when the body says (`percent=40`).
     pub percent: Option<u8>,
-    /// The first of the body, as text, at most 2,000 characters.
+    /// The first of the body, as text, at most 2,000 characters; of `failed` its first line.
     pub note: String,
+    /// The end of the installer's log, which came with `failed`; at most 16,000 characters.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub log: String,
 }
 
 /// When a state was entered.
@@ -393,6 +396,9 @@ pub struct Job {
     pub rebooted: u32,
     /// Reported stages.
     pub stages: Vec<StageMark>,
+    /// What the installed system told of itself (the stage `ready`).
+    #[serde(default)]
+    pub readiness: Option<Document>,
     /// When `done` was reported.
     pub done_at: Option<Timestamp>,
     /// When Halted was first seen after E8.
@@ -482,6 +488,7 @@ impl Job {
             signs: BTreeMap::new(),
             rebooted: 0,
             stages: Vec::new(),
+            readiness: None,
             done_at: None,
             halted_at: None,
             booted_at: None,
@@ -534,6 +541,7 @@ impl Job {
         self.answer_fetches = 0;
         self.signs.clear();
         self.stages.clear();
+        self.readiness = None;
         self.done_at = None;
         self.halted_at = None;
         self.booted_at = None;
@@ -567,11 +575,12 @@ impl Job {
         self.claim.as_ref().map(|claim| claim.nonce.as_str())
     }
 
-    /// `done` was reported, or it went well without; else the newest stage's percentage.
+    /// `done` was reported, or it went well without; else the newest stage's percentage, as reported or as usual.
     pub fn percent(&self) -> u8 {
         if self.done_at.is_some() || self.state == State::Succeeded {
             return 100;
         }
-        self.stages.iter().rev().find_map(|stage| stage.percent).unwrap_or(0)
+        let of = |stage: &StageMark| stage.percent.or_else(|| stages::usual_percent(&stage.name));
+        self.stages.iter().filter_map(of).max().unwrap_or(0)
     }
 }

@@ -16,10 +16,12 @@ pub mod intake;
 pub mod job;
 pub mod plan;
 pub mod preflight;
+pub mod readiness;
 pub mod reason;
 pub mod recovery;
 pub mod runner;
 pub mod settings;
+pub mod stages;
 pub mod starting;
 pub mod step;
 

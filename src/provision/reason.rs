@@ -72,6 +72,7 @@ reasons! {
     BootloaderFailed "bootloader-failed" Ran "pygrub found nothing to boot: first partition ext2/3 with /boot, grub.cfg or menu.lst with one plain entry, a kernel that this Xen can unpack."
     PvStartFailed "pv-start-failed" Ran "The installed VM could not be started as PV: start it by hand; its settings are restored."
     NoEvidence "no-evidence" Ran "The VM started as PV and the new system never reported: look at its console (hvc0), network and root device."
+    NotPvReady "not-pv-ready" Ran "pygrub could not start what was installed: change what the detail names and `jobs retry`, or `deploy --stay-hvm` leaves the VM HVM."
     StartedBySomeone "started-by-someone" Ran "Somebody else started this VM while it was ours: shut it down and bootflip puts it back by itself."
     SettingsChanged "settings-changed" Ran "Somebody changed settings that bootflip must put back: `jobs resolve --restore` writes the saved ones, --accept keeps these."
     ClaimLost "claim-lost" Ran "The claim in the VM's other_config is gone or is another's: `jobs resolve --restore` puts back what the job remembers."

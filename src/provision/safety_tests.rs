@@ -285,7 +285,13 @@ fn the_first_completion_counts_and_stages_do_not_pile_up() {
         booted: crate::secret::TokenHash::of("c"),
     });
     let report = |job: &Job, name: &str| {
-        let stage = StageMark { name: name.into(), at: at(20), percent: None, note: String::new() };
+        let stage = StageMark {
+            name: name.into(),
+            at: at(20),
+            percent: None,
+            note: String::new(),
+            log: String::new(),
+        };
         step(job, &Event::Report(stage), at(20))
     };
     for number in 0..100 {

@@ -7,7 +7,7 @@
 mod heard;
 
 pub use self::heard::ANSWER_FETCHES;
-use self::heard::{answer_fetched, booted, late, reported, sign_seen};
+use self::heard::{answer_fetched, booted, late, ready, reported, sign_seen};
 pub use super::event::{Channel, Event, Outcome};
 use super::{
     job::{Difference, Effect, Ending, Evidence, GateState, Intent, Job, Resolution, StartRecord, State},
@@ -47,7 +47,7 @@ fn queued(job: &mut Job, event: &Event, now: Timestamp) {
         }
         Event::Failed(reason, detail) => end(job, State::Failed, Some(*reason), detail, now),
         Event::Waiting(why) => job.waiting.clone_from(why),
-        Event::Sign(_) | Event::Report(_) | Event::Booted(_) | Event::AnswerFetched => {}
+        Event::Sign(_) | Event::Report(_) | Event::Ready(..) | Event::Booted(_) | Event::AnswerFetched => {}
         Event::Intended(..)
         | Event::TaskKnown(_)
         | Event::Done(_)
@@ -81,6 +81,7 @@ fn ahead(job: &mut Job, event: &Event, now: Timestamp) {
         Event::Sign(sign) => sign_seen(job, *sign, now),
         Event::AnswerFetched => answer_fetched(job, now),
         Event::Report(stage) => reported(job, stage, now),
+        Event::Ready(stage, document) => ready(job, stage, document.as_deref(), now),
         Event::SeenHalted => job.halted_at = job.halted_at.or(Some(now)),
         Event::Waiting(why) => job.waiting.clone_from(why),
         // E0 met a claim of an earlier attempt: that one is undone first.
@@ -113,7 +114,7 @@ fn after(job: &mut Job, event: &Event, now: Timestamp) {
         Event::Parked(reason, detail, differences) => park(job, *reason, detail, differences, now),
         Event::Cancel => undo(job, State::Cancelled, Reason::CancelledByOperator, "on request", now),
         Event::Sign(sign) => sign_seen(job, *sign, now),
-        Event::Report(stage) => late(job, &stage.name, now),
+        Event::Report(stage) | Event::Ready(stage, _) => late(job, &stage.name, now),
         Event::Booted(stage) => booted(job, stage, now),
         Event::Waiting(why) => job.waiting.clone_from(why),
         Event::Outdated => forgotten(job, now),
@@ -139,7 +140,7 @@ fn undoing(job: &mut Job, event: &Event, now: Timestamp) {
         }
         Event::Failed(reason, detail) => park(job, *reason, detail, &[], now),
         Event::Parked(reason, detail, differences) => park(job, *reason, detail, differences, now),
-        Event::Report(stage) => late(job, &stage.name, now),
+        Event::Report(stage) | Event::Ready(stage, _) => late(job, &stage.name, now),
         Event::Waiting(why) => job.waiting.clone_from(why),
         Event::Cancel if job.options.keep_hvm_seconds.is_some() => {
             job.options.keep_hvm_seconds = None;
@@ -190,7 +191,7 @@ fn parked(job: &mut Job, event: &Event, now: Timestamp) {
         Event::Failed(reason, detail) if *reason == Reason::VmGone => {
             end(job, State::Failed, Some(Reason::VmGone), detail, now);
         }
-        Event::Report(stage) => late(job, &stage.name, now),
+        Event::Report(stage) | Event::Ready(stage, _) => late(job, &stage.name, now),
         Event::Waiting(why) => job.waiting.clone_from(why),
         Event::Cancel => job.note(now, "cancel: it waits for a person; see `jobs resolve`"),
         Event::Admitted
@@ -225,7 +226,7 @@ fn ended(job: &mut Job, event: &Event, now: Timestamp) {
             job.claim = Some(claim.as_ref().clone());
             begin_undo(job, now);
         }
-        Event::Report(stage) | Event::Booted(stage) => {
+        Event::Report(stage) | Event::Ready(stage, _) | Event::Booted(stage) => {
             late(job, &stage.name, now);
         }
         Event::Waiting(why) => job.waiting.clone_from(why),

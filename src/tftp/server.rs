@@ -20,6 +20,7 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
+use ipnet::Ipv4Net;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -113,6 +114,8 @@ pub struct Settings {
     pub rollover: Rollover,
     /// Files leave from the port that was asked.
     pub single_port: bool,
+    /// The networks that are answered; none: all.
+    pub clients: Vec<Ipv4Net>,
     /// Transfers of one address.
     pub per_client: usize,
     /// Transfers in all.
@@ -128,6 +131,7 @@ pub fn engine(config: &TftpConfig) -> Arc<dyn Engine> {
         window: config.window,
         rollover: config.rollover,
         single_port: config.single_port,
+        clients: config.clients.clone(),
         per_client: config.transfers_per_client.into(),
         in_all: config.transfers.into(),
         device: config.device.clone(),

@@ -21,6 +21,9 @@ use super::{
 const AFTERGLOW: Duration = Duration::from_secs(10);
 /// How many transfers that are over are remembered.
 const AFTERGLOW_LIMIT: usize = 2048;
+/// Requests that nobody has followed up yet, for each transfer that may be at work. They are small, and a client that has
+/// begun must not give way to a flood before its first acknowledgement is here.
+const WAITING: usize = 16;
 /// Between two ERRORs to strangers of one address.
 const STRANGER_PAUSE: Duration = Duration::from_secs(1);
 /// Addresses that share one such pause: bounds what is remembered.
@@ -207,6 +210,8 @@ pub struct Sessions<C> {
     limits: Limits,
     live: HashMap<Key, Session<C>>,
     per_client: HashMap<Ipv4Addr, usize>,
+    /// Of the live ones, those that were answered.
+    answered: usize,
     timers: BinaryHeap<Reverse<(Moment, Id)>>,
     /// By age; entries of transfers that were answered or are over stay until they are met.
     half_open: VecDeque<Id>,
@@ -225,6 +230,7 @@ impl<C> Sessions<C> {
             limits,
             live: HashMap::new(),
             per_client: HashMap::new(),
+            answered: 0,
             timers: BinaryHeap::new(),
             half_open: VecDeque::new(),
             over: VecDeque::new(),
@@ -270,7 +276,16 @@ impl<C> Sessions<C> {
         };
         let id = Id { port: at.port, peer: at.peer, serial: session.serial };
         let Some((transfer, _)) = &mut session.running else { return };
+        let before = transfer.is_answered();
         let step = transfer.acknowledge(number, now);
+        if !before && transfer.is_answered() {
+            self.answered += 1;
+            // More came back at once than there is room for: the client asks again.
+            if self.answered > self.limits.in_all {
+                self.remove(id);
+                return;
+            }
+        }
         self.take(now, id, step, actions);
     }
 
@@ -347,14 +362,18 @@ impl<C> Sessions<C> {
 
     /// Whether there is room for one more of this address; what nobody has answered yet makes some.
     fn make_room(&mut self, client: Ipv4Addr) -> bool {
-        if self.half_open.len() > self.limits.in_all.saturating_mul(2) {
+        let waiting = self.limits.in_all.saturating_mul(WAITING);
+        if self.half_open.len() > waiting.saturating_mul(2) {
             let live = &self.live;
             self.half_open.retain(|id| is_half_open(live, id));
         }
         if self.per_client.get(&client).is_some_and(|count| *count >= self.limits.per_client) {
             return self.give_way(|id| *id.peer.ip() == client);
         }
-        self.live.len() < self.limits.in_all || self.give_way(|_| true)
+        if self.answered >= self.limits.in_all {
+            return false;
+        }
+        self.live.len() - self.answered < waiting || self.give_way(|_| true)
     }
 
     /// Drops the oldest transfer of these that was never answered.
@@ -525,7 +544,11 @@ impl<C> Sessions<C> {
                 self.per_client.remove(id.peer.ip());
             }
         }
-        self.live.remove(&(id.port, id.peer))
+        let session = self.live.remove(&(id.port, id.peer))?;
+        if !session.is_half_open() {
+            self.answered = self.answered.saturating_sub(1);
+        }
+        Some(session)
     }
 
     fn remember(&mut self, now: Moment, id: Id) {

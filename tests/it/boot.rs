@@ -11,7 +11,7 @@ use bootflip::{
     boot::{
         ArmPhase, Armed, Gate, Machine,
         render::Templates,
-        sink::{Report, ReportAnswer, Seen, Sign, Sink, Unavailable},
+        sink::{Report, ReportAnswer, Seen, Sign, Sink, Transfer, Unavailable},
     },
     config::BootFiles,
     machine::MacAddr,
@@ -35,7 +35,7 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
-    /// Files: `u/linux` (300,000 bytes, each the low byte of its offset), `u/initrd.gz`, `unnamed`, and a canary
+    /// Files: `u/linux` (300,000 bytes, each the low byte of its offset), `u/initrd.gz`, `u/live.iso`, `unnamed`, and a canary
     /// beside the root.
     pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -43,6 +43,7 @@ impl Scene {
         let write = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(name), bytes).unwrap();
         write("root/u/linux", &kernel());
         write("root/u/initrd.gz", b"initrd");
+        write("root/u/live.iso", b"iso");
         write("root/unnamed", b"unnamed");
         write("canary", b"canary");
         std::os::unix::fs::symlink("../canary", folder.path().join("root/out")).unwrap();
@@ -93,6 +94,8 @@ fn armed(attempt: u32, phase: ArmPhase) -> Arc<Armed> {
             args: "bootflip.answer={{ answer_url }}".into(),
             answer: Some("mini.j2".into()),
             fetch: bootflip::config::Fetch::Http,
+            seed: vec!["extra=mini.j2".into()],
+            files: vec!["u/live.iso".into()],
         },
         profile: "mini".into(),
         variables: BTreeMap::new(),
@@ -106,6 +109,7 @@ fn armed(attempt: u32, phase: ArmPhase) -> Arc<Armed> {
 #[derive(Debug)]
 pub(crate) struct Recorder {
     pub(crate) seen: Mutex<Vec<Seen>>,
+    pub(crate) transfers: Mutex<Vec<Transfer>>,
     pub(crate) reports: Mutex<Vec<Report>>,
     pub(crate) answers_fetched: Mutex<u32>,
     pub(crate) report_answer: Mutex<ReportAnswer>,
@@ -117,6 +121,7 @@ impl Default for Recorder {
     fn default() -> Self {
         Self {
             seen: Mutex::default(),
+            transfers: Mutex::default(),
             reports: Mutex::default(),
             answers_fetched: Mutex::default(),
             report_answer: Mutex::new(ReportAnswer::Accepted),
@@ -150,6 +155,11 @@ impl Recorder {
 impl Sink for Recorder {
     fn seen(&self, seen: Seen) {
         self.seen.lock().unwrap().push(seen);
+        self.signal.notify_waiters();
+    }
+
+    fn transferred(&self, transfer: Transfer) {
+        self.transfers.lock().unwrap().push(transfer);
         self.signal.notify_waiters();
     }
 

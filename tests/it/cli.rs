@@ -504,3 +504,24 @@ async fn commands_without_a_server_say_so() {
     site.run(&["jobs", "list"]).await.ended(1).says("start `bootflip serve`");
     site.run(&["deploy", "x", "-p", "ext"]).await.ended(1).says("no server answers");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_dhcp_server_is_told_by_interface_and_server_and_nothing_is_printed_without_boot_http() {
+    let site = Site::new(vec![], Guests::Stay);
+    site.run(&["dhcp", "snippet"]).await.ended(2).says("there is no [http], so there is nothing to point to");
+    let config = std::fs::read_to_string(site.path("b.toml")).unwrap();
+    let more = "[http]\nlisten = \"10.1.0.2:8080\"\n[tftp]\nlisten = [\"10.1.0.2:69\"]\n\
+                [[dhcp]]\ninterface = \"eth1\"\nmode = \"off\"\n\
+                [[dhcp]]\ninterface = \"eth2\"\nmode = \"off\"\nloaders = { efi-x64 = \"ipxe.efi\" }\n";
+    std::fs::write(site.path("b.toml"), format!("{config}{more}")).unwrap();
+    let all = site.run(&["dhcp", "snippet"]).await.ended(0);
+    for server in ["for ISC dhcpd", "for Kea", "for dnsmasq"] {
+        all.says(server);
+    }
+    assert!(!all.out.contains("ipxe.efi"), "the first interface's loaders: {}", all.out);
+    let one = site.run(&["dhcp", "snippet", "dnsmasq", "--interface", "eth2"]).await.ended(0);
+    one.says("tag:bootflip-7,ipxe.efi,,10.1.0.2");
+    assert!(!one.out.contains("ISC") && !one.out.contains("Kea"), "{}", one.out);
+    let none = site.run(&["dhcp", "snippet", "--interface", "eth9"]).await.ended(2);
+    none.says("no [[dhcp]] of eth9 has mode = \"off\"");
+}

@@ -10,7 +10,7 @@ use bootflip::{
     dhcp::snippet::{Dialect, Target, snippet},
 };
 
-use self::wire::{Client, SERVER, Serve, on_a_wire, until};
+use self::wire::{BRIDGE, Client, SERVER, Serve, on_a_wire, until};
 use crate::{
     boot::{ARMED, STRANGER},
     dhcp::pool,
@@ -139,10 +139,11 @@ fn a_foreign_server_keeps_its_clients_and_is_noticed() {
         let note = std::fs::read_to_string(client.path("note.env")).unwrap();
         assert!(!note.contains("undionly") && !note.contains("boot_file"), "{note}");
         // A boot ROM of a known machine hears both: an address there, the boot here.
-        let heard = wire.client("c2", ARMED).discover();
-        let ours = heard.iter().find(|offer| offer.yiaddr().is_unspecified()).expect("our proxy's offer");
+        let heard = wire.client("c2", ARMED).discover(2);
+        let offers = || heard.iter().map(|(_, offer)| offer);
+        let ours = offers().find(|offer| offer.yiaddr().is_unspecified()).expect("our proxy's offer");
         assert_eq!(ours.siaddr(), SERVER);
-        assert!(heard.iter().any(|offer| offer.yiaddr().octets()[..3] == [10, 77, 0]), "dnsmasq's offer");
+        assert!(offers().any(|offer| offer.yiaddr().octets()[..3] == [10, 77, 0]), "dnsmasq's offer");
         let neighbours =
             until("it is noticed", || Some(server.board.read().neighbours).filter(|all| !all.is_empty()));
         assert_eq!(neighbours[0].server, Ipv4Addr::new(10, 77, 0, 9));
@@ -177,31 +178,115 @@ fn a_second_server_beside_ours_is_in_the_way() {
 #[test]
 fn dnsmasq_boots_a_rom_by_the_lines_that_we_print() {
     on_a_wire("clients::dnsmasq by our snippet", &["busybox", "dnsmasq"], |wire| {
-        let other = wire.client("foreign", STRANGER);
-        other.ip("addr add 10.77.0.9/24 dev eth0");
-        let target = Target {
-            next_server: SERVER,
-            boot_url: format!("http://{SERVER}:8080"),
-            loaders: [(0, "undionly.kpxe".to_owned()), (7, "ipxe.efi".to_owned())].into(),
-        };
-        let lines = snippet(Dialect::Dnsmasq, &target);
-        let conf = other.script("dnsmasq.conf", &lines);
-        let _dnsmasq = other.start(&format!(
-            "dnsmasq --no-daemon --conf-file={} --port=0 --no-ping --leasefile-ro --interface=eth0 \
-             --dhcp-range=10.77.0.200,10.77.0.210,255.255.255.0,1h",
-            conf.display()
-        ));
-        for (name, class, file) in [
-            ("rom", ROM.to_owned(), "undionly.kpxe".to_owned()),
-            ("efi", ROM.replace("0000", "0007"), "ipxe.efi".to_owned()),
-            ("ipxe", format!("{ROM} -x 0x4d:69505845"), format!("http://{SERVER}:8080/b/${{net0/mac}}")),
-        ] {
-            let client = wire.client(name, ARMED);
-            let script = note_environment(&client);
-            client.run(&format!("{UDHCPC} {} {class}", script.display()));
-            assert_eq!(noted(&client, &["boot_file", "bootfile"]), file, "{name}");
-            wire.ip(&format!("link delete {name}")); // two cards of one MAC would share the answers
+        // The ROM puts its address in.
+        boots_by_our_lines(wire, Dialect::Dnsmasq, "${net0/mac}", |other, lines| {
+            let conf = other.script("dnsmasq.conf", lines);
+            other.start(&format!(
+                "dnsmasq --no-daemon --conf-file={} --port=0 --no-ping --leasefile-ro --interface=eth0 \
+                 --dhcp-range=10.77.0.200,10.77.0.210,255.255.255.0,1h",
+                conf.display()
+            ))
+        });
+    });
+}
+
+#[test]
+fn isc_dhcpd_boots_a_rom_by_the_lines_that_we_print() {
+    on_a_wire("clients::dhcpd by our snippet", &["busybox", "dhcpd"], |wire| {
+        boots_by_our_lines(wire, Dialect::Isc, &ARMED.to_string(), |other, lines| {
+            let subnet =
+                "authoritative;\nsubnet 10.77.0.0 netmask 255.255.255.0 { range 10.77.0.200 10.77.0.210; }\n";
+            let conf = other.script("dhcpd.conf", &format!("{lines}{subnet}"));
+            let leases = other.script("leases", "");
+            let (conf, leases) = (conf.display(), leases.display());
+            other.start(&format!("dhcpd -4 -f -d -cf {conf} -lf {leases} --no-pid eth0"))
+        });
+    });
+}
+
+#[test]
+fn kea_boots_a_rom_by_the_lines_that_we_print() {
+    on_a_wire("clients::kea-dhcp4 by our snippet", &["busybox", "kea-dhcp4"], |wire| {
+        boots_by_our_lines(wire, Dialect::Kea, &ARMED.to_string(), |other, lines| {
+            let (_comment, ours) = lines.split_once('\n').unwrap();
+            let mut dhcp4: serde_json::Value = serde_json::from_str(ours).unwrap();
+            dhcp4["interfaces-config"] = serde_json::json!({ "interfaces": ["eth0"] });
+            dhcp4["lease-database"] = serde_json::json!({ "type": "memfile", "persist": false });
+            dhcp4["subnet4"] = serde_json::json!([{
+                "id": 1, "subnet": "10.77.0.0/24", "pools": [{ "pool": "10.77.0.200 - 10.77.0.210" }],
+            }]);
+            let conf = other.script("kea.conf", &serde_json::json!({ "Dhcp4": dhcp4 }).to_string());
+            let (conf, folder) = (conf.display(), other.path(""));
+            let folder = folder.display();
+            other.start(&format!(
+                "env KEA_LOCKFILE_DIR={folder} KEA_PIDFILE_DIR={folder} KEA_DHCP_DATA_DIR={folder} kea-dhcp4 -c {conf}"
+            ))
+        });
+    });
+}
+
+/// Ours is off; another server is told by our lines what boots. `mac`: how the script's URL names the machine there.
+fn boots_by_our_lines(
+    wire: &wire::Wire<'_>,
+    dialect: Dialect,
+    mac: &str,
+    start: impl FnOnce(&Client, &str) -> wire::Running,
+) {
+    let other = wire.client("foreign", STRANGER);
+    other.ip("addr add 10.77.0.9/24 dev eth0");
+    let target = Target {
+        next_server: SERVER,
+        boot_url: format!("http://{SERVER}:8080"),
+        loaders: [(0, "undionly.kpxe".to_owned()), (7, "ipxe.efi".to_owned())].into(),
+    };
+    let _other = start(&other, &snippet(dialect, &target));
+    let server = SERVER.to_string();
+    for (name, class, file, next) in [
+        ("rom", ROM.to_owned(), "undionly.kpxe".to_owned(), Some(&server)),
+        ("efi", ROM.replace("0000", "0007"), "ipxe.efi".to_owned(), Some(&server)),
+        ("ipxe", format!("{ROM} -x 0x4d:69505845"), format!("http://{SERVER}:8080/b/{mac}"), None),
+    ] {
+        let client = wire.client(name, ARMED);
+        let script = note_environment(&client);
+        client.run(&format!("{UDHCPC} {} {class}", script.display()));
+        assert_eq!(noted(&client, &["boot_file", "bootfile"]), file, "{name}");
+        if let Some(next) = next {
+            assert_eq!(&noted(&client, &["siaddr"]), next, "{name}");
         }
+        wire.ip(&format!("link delete {name}")); // two cards of one MAC would share the answers
+    }
+}
+
+#[test]
+fn on_a_host_of_several_networks_replies_leave_where_they_were_asked_from_the_address_of_the_configuration() {
+    on_a_wire("clients::several networks", &[], |wire| {
+        // The bridge's first address is another one, and all that is not local leaves by another wire.
+        wire.ip(&format!("addr del {SERVER}/24 dev {BRIDGE}"));
+        wire.ip(&format!("addr add 10.77.0.250/24 dev {BRIDGE}"));
+        wire.ip(&format!("addr add {SERVER}/24 dev {BRIDGE}"));
+        let elsewhere = wire.client("elsewhere", STRANGER);
+        wire.ip("addr add 10.99.0.1/24 dev elsewhere");
+        wire.ip("link set elsewhere nomaster");
+        wire.ip("route add default via 10.99.0.2");
+        elsewhere.ip("addr add 10.99.0.2/24 dev eth0");
+        let _server = wire.serve(Serve::server());
+        let heard = wire.client("c1", ARMED).discover(1);
+        let (from, offer) = &heard[0];
+        assert_eq!(*from, SERVER);
+        assert_eq!(offer.siaddr(), SERVER);
+    });
+}
+
+#[test]
+fn without_the_right_to_send_frames_a_client_without_an_address_hears_a_broadcast() {
+    on_a_wire("clients::no CAP_NET_RAW", &["busybox"], |wire| {
+        let server = wire.without_frames(|| wire.serve(Serve::server()));
+        assert!(!server.board.read().sends_frames);
+        let client = wire.client("c1", ARMED);
+        let script = note_environment(&client);
+        client.run(&format!("{UDHCPC} {} {ROM}", script.display()));
+        in_range(&noted(&client, &["ip"]));
+        assert_eq!(noted(&client, &["boot_file", "bootfile"]), "undionly.kpxe");
     });
 }
 

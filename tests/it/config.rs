@@ -64,7 +64,7 @@ fn the_example_loads() {
     write(&folder.path().join("main.password"), PASSWORD, 0o600);
     let config = load_in(&file, &Surroundings::default()).unwrap_or_else(|problems| panic!("{problems}"));
     assert_eq!(config.server_name, "bootflip-a");
-    assert_eq!(config.profiles.keys().collect::<Vec<_>>(), ["custom", "rescue", "ubuntu-preseed"]);
+    assert_eq!(config.profiles.keys().collect::<Vec<_>>(), ["custom", "own", "rescue", "ubuntu"]);
     assert_eq!((config.limits, config.deadlines), (Limits::default(), Deadlines::default()));
 }
 
@@ -93,6 +93,7 @@ fn the_defaults_that_the_example_names_are_the_defaults() {
         "ntp",
         "mtu",
         "252",
+        "clients",
     ];
     let uncomment = |line: &str| {
         let key = line.strip_prefix("# ").and_then(|line| line.split_once(" = ")).map(|(key, _)| key);

@@ -502,7 +502,7 @@ fn another_servers_lines_point_ipxe_to_its_script_and_roms_to_their_loader() {
         ]
     );
     let isc = snippet(Dialect::Isc, &target());
-    assert!(isc.contains("option architecture = 7 {"), "{isc}");
+    assert!(isc.contains("option architecture = 00:07 {"), "{isc}");
     assert_eq!(isc.matches('{').count(), isc.matches('}').count());
     let kea = snippet(Dialect::Kea, &target());
     let (_, json) = kea.split_once('\n').unwrap();

@@ -10,7 +10,7 @@ use std::{
 use bootflip::{
     boot::{
         Gate, Machine,
-        sink::{Report, ReportAnswer, Seen, Sign, Sink, Unavailable},
+        sink::{Report, ReportAnswer, Seen, Sign, Sink, Transfer, Unavailable},
     },
     clock::SystemClock,
     config::{DhcpInterface, DhcpMode, DhcpPool, DhcpServer},
@@ -254,6 +254,8 @@ impl Sink for Signs {
     fn seen(&self, seen: Seen) {
         self.0.lock().unwrap().push(seen.sign);
     }
+
+    fn transferred(&self, _: Transfer) {}
 
     fn answer_fetched<'a>(
         &'a self,

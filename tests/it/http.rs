@@ -49,8 +49,12 @@ impl Rig {
             root: root.unwrap_or_else(|| scene.root()),
             device: Some("lo".into()),
         };
-        let shared =
-            Shared { gate: scene.gate.clone(), sink: scene.sink.clone(), templates: scene.templates() };
+        let shared = Shared {
+            gate: scene.gate.clone(),
+            sink: scene.sink.clone(),
+            templates: scene.templates(),
+            log: None,
+        };
         let server = server::bind(&config, shared).unwrap().with_limits(limits);
         let address = server.bound();
         assert_eq!(server.urls().base(), format!("http://{address}"));
@@ -118,6 +122,29 @@ async fn a_machine_boots_from_script_to_answer_file() {
     assert_eq!(signs, [(ARMED, Sign::Script), (ARMED, Sign::Kernel), (ARMED, Sign::Initrd)]);
     assert_eq!(*rig.scene.sink.answers_fetched.lock().unwrap(), 1);
     assert_eq!(rig.scene.gate.who(Ipv4Addr::LOCALHOST.into()), Some(ARMED));
+}
+
+/// A nocloud seed: several files below one token, of which the first alone says that the installer has its answers.
+#[tokio::test]
+async fn a_seed_has_several_files_and_the_first_one_counts() {
+    let rig = Rig::new();
+    for name in ["extra", "extra"] {
+        let (status, text) = rig.get(&format!("/a/RENDER/{name}")).await;
+        assert!(status == 200 && text.contains("REPORT_URL="), "{status} {text}");
+    }
+    for name in ["", "none", "mini.j2", "extra=mini.j2", "extra/", "u/extra"] {
+        let (status, text) = rig.get(&format!("/a/RENDER/{name}")).await;
+        assert_eq!((status, text.as_str()), NOT_FOUND, "{name}");
+    }
+    assert_eq!(*rig.scene.sink.answers_fetched.lock().unwrap(), 0);
+    assert_eq!(rig.get("/a/RENDER/mini").await.0, 200);
+    assert_eq!(*rig.scene.sink.answers_fetched.lock().unwrap(), 1);
+    assert_eq!(rig.get("/f/RENDER/u/live.iso").await, (200, "iso".to_owned()));
+    // Over, and none of it is given out.
+    rig.scene.disarm();
+    for path in ["/a/RENDER/extra", "/a/RENDER/mini", "/f/RENDER/u/live.iso"] {
+        assert_eq!(rig.get(path).await.0, 404, "{path}");
+    }
 }
 
 #[tokio::test]

@@ -325,12 +325,18 @@ async fn missing_file_and_undefined_variable_are_named_with_what_to_do() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn terminated_server_ends_in_time_and_its_jobs_go_on_at_the_next_start() {
+async fn what_was_fetched_is_shown_and_a_terminated_server_ends_in_time_and_its_jobs_go_on_at_the_next_start()
+{
     let mut site = one();
     let before = site.truth("web");
     site.serve().await;
     let id = site.deploy("web").await;
     site.until_packages().await;
+    let shown = site.run(&["jobs", "show", "web"]).await.ended(0);
+    for file in ["/b/", "/f/*/mini/vmlinuz by HTTP, ", "/a/*/mini by HTTP, "] {
+        let fetched = shown.out.lines().any(|line| line.contains(file) && line.ends_with(": sent"));
+        assert!(fetched, "{file}: {}", shown.out);
+    }
     let (code, took) = site.terminate().await;
     println!("SIGTERM in the middle of an installation: exit {code:?} after {took:?}");
     assert!(code == Some(0) && took < Duration::from_secs(20), "{code:?} after {took:?}");

@@ -29,6 +29,8 @@ pub(crate) fn profile(completion: Completion) -> Profile {
             args: "auto".into(),
             answer: Some("mini.j2".into()),
             fetch: bootflip::config::Fetch::Http,
+            seed: Vec::new(),
+            files: Vec::new(),
         }),
         completion,
         min_install: Duration::from_secs(300),

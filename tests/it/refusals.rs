@@ -10,7 +10,10 @@ use std::{
 };
 
 use bootflip::{
-    app::{serving::Offer, templates},
+    app::{
+        serving::{Offer, published},
+        templates,
+    },
     boot::{Gate, render::Urls},
     clock::{Clock, SystemClock},
     config::{BootFiles, Completion, Deadlines, EvidenceKind, Profile, ProfileKind},
@@ -96,6 +99,8 @@ fn profile() -> Profile {
             args: "url={{ answer_url }}".into(),
             answer: Some("mini.j2".into()),
             fetch: bootflip::config::Fetch::Http,
+            seed: Vec::new(),
+            files: Vec::new(),
         }),
         completion: Completion::Report,
         min_install: Duration::from_secs(300),
@@ -146,7 +151,8 @@ async fn run(folder: &Path, case: Case) -> Came {
     let found = Arc::new(templates::load(Some(&folder.join("templates"))).unwrap());
     let offer = Offer::new(found, case.root.map(|root| folder.join(root)));
     if case.listening {
-        offer.open(Some(Urls::new("http://127.0.0.1:8080")));
+        let files = case.root.and_then(|root| published(&folder.join(root)).ok());
+        offer.open(Some(Urls::new("http://127.0.0.1:8080")), files);
     }
     let api = Api::new(Arc::new(Line(Arc::clone(&pool))));
     let executor = Executor::new(Parts {

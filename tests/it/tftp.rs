@@ -60,6 +60,7 @@ fn config(root: &Path, engine: TftpEngine) -> TftpConfig {
         rollover: Rollover::Zero,
         block_size: 1468,
         window: 64,
+        clients: vec![],
         transfers_per_client: 8,
         transfers: 512,
     }
@@ -174,6 +175,7 @@ battery! {
     a_server_that_stops_lets_transfers_end: "a stop cuts transfers short",
     every_transfer_is_told: "how a transfer ended is not known",
     one_address_has_its_limit: "no limits",
+    other_networks_are_not_answered_at_all: "knows no networks",
 }
 
 /// What the documentation says of the other engine is what the battery leaves out.

@@ -348,8 +348,8 @@ fn ten_thousand_walks_hold_the_invariants_and_meet_everything() {
     assert_eq!(short, 0, "walks under {LEAST} happenings");
 }
 
-type PlanFn = fn(Effect, &Job, &Observed, &Trail, Timestamp) -> Plan;
-type StepFn = fn(&Job, &Event, Timestamp) -> Job;
+pub(crate) type PlanFn = fn(Effect, &Job, &Observed, &Trail, Timestamp) -> Plan;
+pub(crate) type StepFn = fn(&Job, &Event, Timestamp) -> Job;
 
 /// The VM as if our claim stood in it.
 fn claimed(job: &Job, seen: &Observed) -> Observed {
@@ -488,7 +488,7 @@ fn deadline_dropped(effect: Effect, job: &Job, seen: &Observed, trail: &Trail, n
     }
 }
 
-fn check_mutant(name: &str, plan: PlanFn, step: StepFn, expected: &[&str]) {
+pub(crate) fn check_mutant(name: &str, plan: PlanFn, step: StepFn, expected: &[&str]) {
     let decisions = Decisions { plan, step };
     for seed in 0..1_000 {
         let (violations, _) = walk(seed, decisions, true);

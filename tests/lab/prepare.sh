@@ -34,6 +34,12 @@ wants setpriv util-linux
 wants depmod kmod
 wants cpio cpio
 wants /usr/bin/python3 python3
+# The tests of PV readiness set the script beside the pygrub that is unpacked here.
+wants dash dash
+wants xz xz-utils
+wants lz4 lz4
+wants zstd zstd
+wants shellcheck shellcheck
 if [ -n "$need" ]; then
     say "installing:$need"
     apt-get -q update >/dev/null

@@ -19,6 +19,8 @@ wants /usr/lib/systemd/systemd-networkd systemd
 # DHCP relays and servers beside ours
 wants dhcrelay isc-dhcp-relay
 wants dnsmasq dnsmasq-base
+wants dhcpd isc-dhcp-server
+wants kea-dhcp4 kea-dhcp4-server
 # firmware
 wants qemu-system-x86_64 qemu-system-x86
 wants /usr/lib/ipxe/qemu/pxe-e1000.rom ipxe-qemu
@@ -31,6 +33,8 @@ wants curl curl
 wants atftp atftp
 wants /usr/bin/tftp tftp-hpa
 wants wget wget
+# what images are taken from
+wants xorriso xorriso
 wants ip iproute2
 wants unshare util-linux
 [ -n "$need" ] || exit 0
@@ -48,7 +52,7 @@ apt="apt-get -q -y -o DPkg::Lock::Timeout=300"
 $apt update >/dev/null
 # shellcheck disable=SC2086
 DEBIAN_FRONTEND=noninteractive $apt install --no-install-recommends $need >/dev/null
-for service in isc-dhcp-relay isc-dhcp-relay6 dhcpcd; do
+for service in isc-dhcp-relay isc-dhcp-relay6 isc-dhcp-server isc-dhcp-server6 kea-dhcp4-server dhcpcd; do
     if [ -e "/lib/systemd/system/$service.service" ] || [ -e "/etc/init.d/$service" ]; then
         systemctl disable "$service" >/dev/null 2>&1 || update-rc.d "$service" disable >/dev/null 2>&1 || true
     fi

@@ -7,6 +7,7 @@ use serde_json::json;
 use super::{lint::Dialect, *};
 use crate::{
     boot::ArmPhase,
+    config::{BootFiles, shipped::declarations, variables::defaults},
     secret::{TokenKey, TokenUse},
     xen::version::XenVersion,
 };
@@ -30,13 +31,28 @@ fn armed(args: &str, answer: Option<&str>) -> Armed {
             args: args.into(),
             answer: answer.map(Into::into),
             fetch: crate::config::Fetch::Http,
+            seed: Vec::new(),
+            files: Vec::new(),
         },
         profile: "ubuntu".into(),
-        variables: BTreeMap::from([("root_password_hash".to_owned(), json!("$6$secret$hash"))]),
+        variables: variables(answer),
         disk: Some(("1".into(), 10 << 30)),
         xen: Some(XenVersion::new(4, 13)),
         phase: ArmPhase::Booting,
     }
+}
+
+/// A secret, and what the profile declares that has this answer file.
+fn variables(answer: Option<&str>) -> BTreeMap<String, serde_json::Value> {
+    let mut variables = match answer {
+        Some("preseed.j2") => defaults(&declarations("ubuntu-preseed")),
+        Some(_) | None => BTreeMap::new(),
+    };
+    if answer == Some("preseed.j2") {
+        variables.insert("hostname".into(), json!("web1"));
+    }
+    variables.insert("root_password_hash".to_owned(), json!("$6$secret$hash"));
+    variables
 }
 
 fn urls() -> Urls {
@@ -216,10 +232,10 @@ fn a_blank_in_a_file_name_is_encoded_for_http_and_refused_for_pxelinux() {
 #[test]
 fn the_context_is_what_the_documentation_lists() {
     let source = "{{ machine.name }} {{ machine.mac }} {{ machine.uuid }} {{ disk.userdevice }} {{ disk.position }} \
-                  {{ disk.letter }} {{ disk.size }} {{ profile }} {{ pool.xen }} {{ server.url }}\n{{ answer_url }}\n{{ report_url }}\n{{ booted_url }}\n";
+                  {{ disk.letter }} {{ disk.size }} {{ profile }} {{ server.url }}\n{{ answer_url }}\n{{ report_url }}\n{{ booted_url }}\n";
     assert_eq!(
         answer(source).unwrap(),
-        "web 1's 02:16:3e:00:00:0a 0a1b 1 1 b 10737418240 ubuntu 4.13 http://10.0.0.2:8080\n\
+        "web 1's 02:16:3e:00:00:0a 0a1b 1 1 b 10737418240 ubuntu http://10.0.0.2:8080\n\
          http://10.0.0.2:8080/a/RENDER/t\nhttp://10.0.0.2:8080/r/REPORT\nhttp://10.0.0.2:8080/r/BOOTED/booted\n"
     );
 }
@@ -238,7 +254,7 @@ fn errors_name_template_line_and_expression_and_no_value() {
         ("{{ vars.root_password_hash + 1 }}", "t.j2:1: invalid operation in `vars.root_password_hash + 1`"),
         ("{{ vars.root_password_hash|int }}", "t.j2:1: invalid operation in `vars.root_password_hash|int`"),
         ("{{ 'a\nb'|preseed_line }}", "a line break or control character cannot stand in a preseed line"),
-        ("{{ 'a\\\\'|preseed_line }}", "a backslash cannot end a preseed line"),
+        ("{{ 'a\\\\'|preseed_line }}", "a backslash cannot stand in a preseed line"),
         ("{{ x|nosuch }}", "t.j2:1: unknown filter: filter nosuch is unknown"),
         (
             "{% for i in range(100000) %}{% for j in range(100000) %}{{ j }}{% endfor %}{% endfor %}",
@@ -257,12 +273,14 @@ fn errors_name_template_line_and_expression_and_no_value() {
 }
 
 #[test]
-fn templates_reach_no_file_and_no_other_template() {
+fn templates_reach_each_other_and_no_file() {
     for source in
-        ["{% include '/etc/passwd' %}", "{% import '/etc/passwd' as x %}", "{% extends 'preseed.j2' %}"]
+        ["{% include '/etc/passwd' %}", "{% import '../../etc/passwd' as x %}", "{% extends '/etc/passwd' %}"]
     {
-        assert!(Templates::new([("t.j2".to_owned(), source.to_owned())].into()).is_err(), "{source}");
+        let error = answer(source).unwrap_err();
+        assert!(error.starts_with("t.j2:1: ") && error.contains("template not found"), "{source}: {error}");
     }
+    assert!(answer("{% include 'booted.sh.j2' %}").unwrap().starts_with("#!/bin/sh\n"));
     let error = templates(&[]).render_answer(&armed("", Some("../preseed.j2")), &urls()).unwrap_err();
     assert!(error.to_string().contains("template not found"), "{error}");
 }
@@ -322,18 +340,19 @@ fn every_line_of_the_preseed_is_an_answer() {
         if !with_disk {
             armed.disk = None;
         }
-        armed.variables.insert("ssh_key".into(), json!("ssh-ed25519 AAAA me@there"));
         let text = templates(&[]).render_answer(&armed, &urls()).unwrap().unwrap();
         let lines = preseed_lines(&text);
         for line in &lines {
             let words: Vec<&str> = line.split_whitespace().take(3).collect();
             assert!(matches!(words[0], "d-i" | "tasksel"), "{line}");
             assert!(words[1].contains('/'), "{line}");
+            // A command is one argument of `sh -c`, and Linux takes 128 KiB (MAX_ARG_STRLEN).
+            assert!(line.len() < 100_000, "{} bytes: {}", line.len(), words[1]);
             let kinds = ["string", "boolean", "select", "multiselect", "note", "password"];
             assert!(kinds.contains(&words[2]), "{line}");
         }
         for expected in [
-            "d-i netcfg/get_hostname string web 1's",
+            "d-i netcfg/get_hostname string web1",
             "d-i passwd/root-password-crypted password $6$secret$hash",
             "d-i partman/early_command string sh /tmp/bootflip-disk.sh",
             "d-i debian-installer/exit/poweroff boolean true",
@@ -341,54 +360,4 @@ fn every_line_of_the_preseed_is_an_answer() {
             assert!(lines.iter().any(|line| line == expected), "{expected}\n{text}");
         }
     }
-}
-
-/// Runs the command that writes the scripts in a folder of its own, and lets the shell judge what was written.
-#[test]
-fn the_preseed_writes_scripts_that_a_shell_accepts() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut armed = armed("", Some("preseed.j2"));
-    armed.variables.insert("ssh_key".into(), json!("ssh-ed25519 AAAA it's me"));
-    let text = templates(&[]).render_answer(&armed, &urls()).unwrap().unwrap();
-    let here = folder.path().to_str().unwrap();
-    let run = |script: &str| {
-        let output = Command::new("sh").arg("-ec").arg(script).output().unwrap();
-        assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stderr));
-    };
-    for (key, scripts) in [
-        ("preseed/early_command", &["bootflip-report.sh", "bootflip-disk.sh", "bootflip-pv-ready.sh"][..]),
-        ("preseed/late_command", &["bootflip-late.sh"][..]),
-    ] {
-        let line = preseed_lines(&text).into_iter().find(|line| line.contains(key)).unwrap();
-        let command = line.split_once(" string ").unwrap().1.replace("/tmp/", &format!("{here}/"));
-        let writes: Vec<&str> = command.split(';').collect();
-        assert!(writes.len() > scripts.len());
-        for script in scripts {
-            let path = format!("{here}/{script}");
-            let end = command.find(&format!("> {path}")).unwrap() + path.len() + 2;
-            let start = command[..end].rfind("printf '%s\\n' '#!/bin/sh'").unwrap();
-            let start = if *script == "bootflip-late.sh" { 0 } else { start };
-            run(&command[start..end]);
-            run(&format!("sh -n {path}"));
-        }
-    }
-    let late = std::fs::read_to_string(folder.path().join("bootflip-late.sh")).unwrap();
-    // What the late script writes into the target, written below the folder.
-    std::fs::create_dir_all(folder.path().join("target/root/.ssh")).unwrap();
-    for folders in ["usr/local/sbin", "etc/systemd/system", "etc/init"] {
-        std::fs::create_dir_all(folder.path().join("target").join(folders)).unwrap();
-    }
-    for line in late.lines().filter(|line| line.trim_start().starts_with("printf ")) {
-        run(&line.replace("/target/", &format!("{here}/target/")));
-    }
-    let read = |path: &str| std::fs::read_to_string(folder.path().join("target").join(path)).unwrap();
-    run(&format!("sh -n {here}/target/usr/local/sbin/bootflip-booted"));
-    assert_eq!(
-        std::fs::read_to_string(folder.path().join("bootflip-pv-ready.sh")).unwrap().replace(here, "/tmp"),
-        PV_READY_SCRIPT
-    );
-    assert!(late.contains("in-target /usr/local/sbin/bootflip-pv-ready --xen '4.13' --output "), "{late}");
-    assert_eq!(read("root/.ssh/authorized_keys"), "ssh-ed25519 AAAA it's me\n");
-    assert!(read("usr/local/sbin/bootflip-booted").contains(&urls().booted(&armed)));
-    assert!(read("etc/systemd/system/bootflip-booted.service").starts_with("[Unit]\n"));
 }

@@ -184,7 +184,7 @@ impl Checker<'_> {
             .password_file
             .as_ref()
             .map_or_else(|| pool.spot.child("password_file"), |file| file.spot.clone());
-        match self.passwords.get(name) {
+        match self.files.passwords.get(name) {
             Some(Ok(password)) => return Some(password.clone()),
             Some(Err((message, remedy))) => self.notes.wrong(&spot, message, remedy),
             None => {

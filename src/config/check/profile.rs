@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::Checker;
+use super::{Checker, variables::Whose};
 use crate::{
     config::{
-        BootFiles, Completion, EvidenceKind, Fetch, MachineConfig, Profile, ProfileKind,
+        AnswerFile, BootFiles, Completion, EvidenceKind, Fetch, MachineConfig, Profile, ProfileKind,
         problem::Spot,
         raw::{RawConfig, RawMachine, RawMode, RawProfile},
         read::At,
@@ -17,31 +17,20 @@ use crate::{
 const MIN_INSTALL: Duration = Duration::from_secs(5 * 60);
 const MIN_INSTALLS: (Duration, Duration) = (Duration::ZERO, Duration::from_secs(24 * 3600));
 
-type Variables = BTreeMap<String, serde_json::Value>;
-type RawVariables = At<BTreeMap<String, At<serde_json::Value>>>;
-
 impl Checker<'_> {
     pub(super) fn profiles(&mut self, raw: &RawConfig) -> BTreeMap<String, Profile> {
-        let global = self.variables(raw.variables.as_ref());
         let profiles = raw.profile.iter().flat_map(|profiles| &profiles.value);
-        profiles.map(|(name, profile)| (name.clone(), self.profile(name, profile, raw, &global))).collect()
+        profiles.map(|(name, profile)| (name.clone(), self.profile(name, profile, raw))).collect()
     }
 
-    fn profile(
-        &mut self,
-        name: &str,
-        profile: &At<RawProfile>,
-        file: &RawConfig,
-        global: &Variables,
-    ) -> Profile {
+    fn profile(&mut self, name: &str, profile: &At<RawProfile>, file: &RawConfig) -> Profile {
         let At { value: raw, spot } = profile;
         self.name(name, spot);
         let kind = raw.kind.as_ref().map_or(ProfileKind::Install, |kind| kind.value);
         let boot = self.boot(raw, spot, file);
         let completion = self.completion(raw, kind, boot.as_ref(), spot);
         let evidence = self.evidence(raw, kind, boot.is_some(), spot, file);
-        let mut variables = global.clone();
-        variables.extend(self.variables(raw.variables.as_ref()));
+        let variables = self.profile_variables(name, raw, file.variables.as_ref());
         Profile {
             name: name.to_owned(),
             kind,
@@ -61,18 +50,19 @@ impl Checker<'_> {
         let Some(kernel) = &raw.kernel else {
             let needs = [
                 raw.initrd.as_ref().map(|initrd| &initrd.spot),
+                raw.files.as_ref().map(|files| &files.spot),
                 raw.args.as_ref().map(|args| &args.spot),
                 raw.answer.as_ref().map(|answer| &answer.spot),
                 raw.fetch.as_ref().map(|fetch| &fetch.spot),
             ];
             if let Some(spot) = needs.into_iter().flatten().next() {
-                let remedy =
-                    "add kernel, or remove initrd, args, answer and fetch where another server does the boot";
+                let remedy = "add kernel, or remove initrd, files, args, answer and fetch where another server does the boot";
                 self.notes.absent(&Spot { line: spot.line, ..profile.child("kernel") }, "is missing", remedy);
             }
             return None;
         };
-        for path in std::iter::once(kernel).chain(initrd.clone()) {
+        let files = raw.files.iter().flat_map(|files| &files.value.0);
+        for path in std::iter::once(kernel).chain(initrd.clone()).chain(files.clone()) {
             self.boot_file(path, "http.root");
         }
         if file.http.is_none() {
@@ -91,24 +81,41 @@ impl Checker<'_> {
         if let Some(args) = &raw.args {
             self.one_line(args);
         }
-        if let Some(answer) = &raw.answer {
-            self.name(&answer.value, &answer.spot);
-            if !raw.args.as_ref().is_some_and(|args| args.value.contains("answer_url")) {
-                let message = "is never fetched: args does not tell the installer where it is";
-                self.notes.wrong(
-                    &answer.spot,
-                    message,
-                    "add {{ answer_url }} to args, such as url={{ answer_url }}",
-                );
-            }
-        }
+        let mut answers = self.answers(raw).into_iter();
         Some(BootFiles {
             kernel: kernel.value.clone(),
             initrd: initrd.map(|path| path.value.clone()).collect(),
             args: raw.args.as_ref().map_or_else(String::new, |args| args.value.clone()),
-            answer: raw.answer.as_ref().map(|answer| answer.value.clone()),
+            answer: answers.next(),
+            seed: answers.collect(),
+            files: files.map(|path| path.value.clone()).collect(),
             fetch,
         })
+    }
+
+    /// The answer files, as written; each is `TEMPLATE` or `NAME=TEMPLATE`.
+    fn answers(&mut self, raw: &RawProfile) -> Vec<String> {
+        let Some(written) = &raw.answer else { return Vec::new() };
+        let mut names: Vec<&str> = Vec::new();
+        for answer in &written.value.0 {
+            let file = AnswerFile::of(&answer.value);
+            self.name(file.template, &answer.spot);
+            if answer.value.contains('=') {
+                self.name(file.name, &answer.spot);
+            }
+            if names.contains(&file.name) {
+                let message = format!("another answer file is served as {:?} too", file.name);
+                self.notes.wrong(&answer.spot, message, "write NAME=TEMPLATE to serve it under another name");
+            }
+            names.push(file.name);
+        }
+        let told = |args: &At<String>| ["answer_url", "seed_url"].iter().any(|url| args.value.contains(url));
+        if !raw.args.as_ref().is_some_and(told) {
+            let message = "is never fetched: args does not tell the installer where it is";
+            let remedy = "add {{ answer_url }} to args, such as url={{ answer_url }}";
+            self.notes.wrong(&written.spot, message, remedy);
+        }
+        written.value.0.iter().map(|answer| answer.value.clone()).collect()
     }
 
     fn completion(
@@ -187,12 +194,13 @@ impl Checker<'_> {
                 let message = format!("{value} is the MAC of machine {other:?} too");
                 self.notes.wrong(spot, message, "`xe vif-list` shows which is whose");
             }
-            machines.insert(name.clone(), self.machine(&machine.value, raw));
+            machines.insert(name.clone(), self.machine(machine, raw));
         }
         machines
     }
 
-    fn machine(&mut self, raw: &RawMachine, file: &RawConfig) -> MachineConfig {
+    fn machine(&mut self, machine: &At<RawMachine>, file: &RawConfig) -> MachineConfig {
+        let raw = &machine.value;
         if let Some(At { value: name, spot }) = &raw.profile {
             let known = |profiles: &At<BTreeMap<String, _>>| profiles.value.contains_key(name);
             if !file.profile.as_ref().is_some_and(known) {
@@ -210,21 +218,11 @@ impl Checker<'_> {
             mac: raw.mac.as_ref().map(|mac| mac.value),
             disk: raw.disk.as_ref().map(|disk| self.disk(disk)),
             profile: raw.profile.as_ref().map(|profile| profile.value.clone()),
-            variables: self.variables(raw.variables.as_ref()),
+            variables: match raw.profile.as_ref().map(|profile| profile.value.as_str()) {
+                Some(profile) => self.variables(raw.variables.as_ref(), Whose::Profile(profile)),
+                None => self.variables(raw.variables.as_ref(), Whose::All),
+            },
         }
-    }
-
-    fn variables(&mut self, written: Option<&RawVariables>) -> Variables {
-        let mut variables = Variables::new();
-        for (name, At { value, spot }) in written.iter().flat_map(|written| &written.value) {
-            let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
-            if name.starts_with(|c: char| c.is_ascii_digit()) || !name.chars().all(word) || name.is_empty() {
-                let message = "is not a name that templates can use";
-                self.notes.wrong(spot, message, "use letters, digits and `_`, and begin with a letter");
-            }
-            variables.insert(name.clone(), value.clone());
-        }
-        variables
     }
 
     fn disk(&mut self, disk: &At<String>) -> String {

@@ -1,11 +1,11 @@
-//! The listeners of boot HTTP and of the admin socket. DHCP is in `dhcp`, TFTP in `tftp`.
+//! The listeners of boot HTTP, of syslog and of the admin socket. DHCP is in `dhcp`, TFTP in `tftp`.
 
 use std::path::PathBuf;
 
 use super::{Checker, pool::Endpoint};
 use crate::config::{
-    AdminConfig, HttpConfig,
-    raw::{RawAdmin, RawHttp},
+    AdminConfig, HttpConfig, SyslogConfig,
+    raw::{RawAdmin, RawHttp, RawSyslog},
     read::At,
 };
 
@@ -15,6 +15,10 @@ const SOCKET_PATH_LIMIT: usize = 107;
 
 /// The DHCP file field (RFC 2131 §2) has 128 bytes, the last a NUL, and holds `URL/b/02:16:3e:00:00:01`.
 const PUBLIC_URL_LIMIT: usize = 127 - "/b/02:16:3e:00:00:01".len();
+
+/// Bytes of a machine's log file, unless the configuration says otherwise; and the least and the most.
+const LOG_SIZE: u32 = 1 << 20;
+const LOG_SIZES: (u32, u32) = (16 << 10, 1 << 30);
 
 /// `IFNAMSIZ` of Linux, without its NUL.
 const DEVICE_LIMIT: usize = 15;
@@ -57,6 +61,20 @@ impl Checker<'_> {
             self.notes.wrong(&url.spot, message, "write the IPv4 address instead of the name");
         }
         Some(text)
+    }
+
+    pub(super) fn syslog(&mut self, syslog: &At<RawSyslog>) -> Option<SyslogConfig> {
+        let At { value: raw, spot } = syslog;
+        let remedy = "write listen = \"ADDRESS:514\" with our address on the provisioning network";
+        let listen = self.required(raw.listen.as_ref(), spot, "listen", remedy);
+        if let Some(At { value, spot }) = listen.filter(|listen| listen.value.ip().is_unspecified()) {
+            self.notes.wrong(spot, format!("installers cannot be told to log to {}", value.ip()), remedy);
+        }
+        Some(SyslogConfig {
+            listen: listen?.value,
+            device: raw.device.as_ref().map(|device| self.device(device)),
+            file_size: self.within(&raw.file_size, LOG_SIZE, LOG_SIZES),
+        })
     }
 
     pub(super) fn admin(&mut self, admin: Option<&At<RawAdmin>>) -> AdminConfig {

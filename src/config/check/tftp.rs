@@ -58,17 +58,26 @@ impl Checker<'_> {
             },
             block_size: self.within(&raw.block_size, BLOCK_SIZE, BLOCK_SIZES),
             window: self.within(&raw.window, WINDOW, WINDOWS),
+            clients: raw.clients.iter().flat_map(|all| &all.value).map(|network| network.value).collect(),
             transfers_per_client: self.within(&raw.transfers_per_client, TRANSFERS_PER_CLIENT, TRANSFERS),
             transfers: self.within(&raw.transfers, TRANSFERS_IN_ALL, TRANSFERS),
         };
         self.own_only(engine, raw.rollover.as_ref());
+        self.own_only(engine, raw.clients.as_ref());
+        if let Some(clients) = raw.clients.as_ref().filter(|clients| clients.value.is_empty()) {
+            self.notes.absent(
+                &clients.spot,
+                "is empty, so that nobody would be answered",
+                "name networks, or remove it",
+            );
+        }
         self.own_only(engine, raw.transfers_per_client.as_ref());
         self.own_only(engine, raw.transfers.as_ref());
         listen.map(|_| config)
     }
 
     /// Notes a key that the other engine cannot obey.
-    fn own_only<T: Copy>(&mut self, engine: TftpEngine, key: Option<&At<T>>) -> Option<T> {
+    fn own_only<T: Clone>(&mut self, engine: TftpEngine, key: Option<&At<T>>) -> Option<T> {
         let At { value, spot } = key?;
         if engine == TftpEngine::AsyncTftp {
             self.notes.wrong(
@@ -77,6 +86,6 @@ impl Checker<'_> {
                 "remove it, or write engine = \"own\"",
             );
         }
-        Some(*value)
+        Some(value.clone())
     }
 }

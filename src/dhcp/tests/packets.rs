@@ -1,6 +1,7 @@
 //! What stands in packets: boot options, echoes, sizes, and what damaged ones do.
 
 use super::*;
+use crate::dhcp::options::Options;
 
 #[test]
 fn ipxe_is_handed_the_script_url_and_a_rom_the_loader() {
@@ -169,6 +170,31 @@ fn a_small_client_gets_the_important_options_only() {
             assert!(raw(&offer, code).is_some(), "{code} at {limit}");
         }
         assert_eq!(raw(&offer, 61).is_some(), limit == 1472);
+        // T1 and T2 stand in the sname field, and the boot file's name where ROMs look for it.
+        let read = Options::of(&reply.bytes);
+        assert!(read.get(58).is_some() && read.get(59).is_some(), "at {limit}");
+        assert_eq!(read.get(52), (limit == 548).then_some(&[2][..]));
+        assert_eq!(field(offer.fname()), "http://10.0.0.1:8080/b/02:00:00:00:00:01");
+    }
+}
+
+#[test]
+fn options_that_do_not_fit_stand_in_the_header_fields_of_a_reply_without_a_boot() {
+    let text = |code: u8, length: usize| (code, vec![code; length]);
+    let options = [text(224, 40), text(225, 60), text(226, 61), text(227, 62), text(228, 30), text(229, 100)];
+    let mut rig =
+        Rig::new(server(DhcpPool { dns: vec![SELF; 40], options: options.into(), ..pool((100, 102)) }));
+    let actions = rig.actions(&discover(1));
+    let Action::Send(reply) = &actions[0] else { panic!("{actions:?}") };
+    assert!(reply.bytes.len() <= 548, "{}", reply.bytes.len());
+    let read = Options::of(&reply.bytes);
+    assert_eq!(read.get(52), Some(&[3][..]));
+    let there: Vec<u8> = (224..230).filter(|code| read.get(*code).is_some()).collect();
+    assert_eq!(there, [224, 225, 226, 227, 228], "the largest has no place; T1 and T2 have the rest");
+    assert!(read.get(58).is_some() && read.get(59).is_some());
+    for code in there {
+        let value = read.get(code).unwrap();
+        assert!(value.iter().all(|byte| *byte == code), "{code}: {value:?}");
     }
 }
 

@@ -43,7 +43,7 @@ struct Kept {
     gpxe_script: Option<Rendered>,
     old_script: Option<Rendered>,
     modern_script: Option<Rendered>,
-    answer: Option<Rendered>,
+    answers: HashMap<String, Rendered>,
 }
 
 impl Kept {
@@ -83,14 +83,19 @@ impl Renders {
         Ok(script)
     }
 
-    /// The answer file; `Ok(None)`: the profile has none.
-    pub(super) fn answer(&self, armed: &Arc<Armed>, urls: &Urls) -> Result<Option<Rendered>, RenderError> {
-        if let Some(answer) = self.kept(armed, |kept| kept.answer.clone()) {
+    /// The answer file of this name; `Ok(None)`: the profile has none.
+    pub(super) fn answer(
+        &self,
+        armed: &Arc<Armed>,
+        urls: &Urls,
+        name: &str,
+    ) -> Result<Option<Rendered>, RenderError> {
+        if let Some(answer) = self.kept(armed, |kept| kept.answers.get(name).cloned()) {
             return Ok(Some(answer));
         }
-        let Some(text) = self.templates.render_answer(armed, urls)? else { return Ok(None) };
+        let Some(text) = self.templates.render_answer_named(armed, urls, name)? else { return Ok(None) };
         let answer = Rendered::new(text);
-        self.kept(armed, |kept| kept.answer = Some(answer.clone()));
+        self.kept(armed, |kept| kept.answers.insert(name.to_owned(), answer.clone()));
         Ok(Some(answer))
     }
 

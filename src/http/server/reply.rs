@@ -24,7 +24,10 @@ use super::{
     seats::Seat,
     wire::{Outlet, Span, WINDOW, placeholder},
 };
-use crate::machine::MacAddr;
+use crate::{
+    boot::sink::{Protocol, Sink, Transfer},
+    machine::MacAddr,
+};
 
 /// `f_type` of tmpfs in statfs(2): its files are always in memory.
 const TMPFS: u64 = 0x0102_1994;
@@ -44,6 +47,7 @@ pub(super) struct Access {
     pub(super) length: u64,
     pub(super) sent: AtomicU64,
     pub(super) seat: Arc<Seat>,
+    pub(super) sink: Arc<dyn Sink>,
 }
 
 impl Drop for Access {
@@ -56,7 +60,21 @@ impl Drop for Access {
             304 => "not-modified",
             _ => "refused",
         };
-        let seconds = self.begun.elapsed().as_secs_f64();
+        let took = self.begun.elapsed();
+        let seconds = took.as_secs_f64();
+        // What is nobody's is in the log alone.
+        if self.mac.is_some() {
+            self.sink.transferred(Transfer {
+                protocol: Protocol::Http,
+                mac: self.mac,
+                job: self.job.clone(),
+                peer: self.peer,
+                file: self.path.clone(),
+                bytes,
+                took,
+                outcome,
+            });
+        }
         let (mac, job) = (self.mac.map(tracing::field::display), self.job.as_deref());
         info!(
             target: "bootflip::access",

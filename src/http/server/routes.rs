@@ -27,9 +27,10 @@ use super::{
 use crate::{
     boot::{
         Answer, Armed, Ask, Gate,
-        render::{GPXE_REFUSAL, IPXE_REFUSAL, RenderError, Urls, answer_name, lint::Dialect},
-        root::{RelativePath, Root},
+        render::{GPXE_REFUSAL, IPXE_REFUSAL, RenderError, Urls, lint::Dialect},
+        root::RelativePath,
         sink::{Report, ReportAnswer, Seen, Sign, Sink},
+        vouch::{Unfit, Vouch},
     },
     http::{
         NOT_FOUND, REPORT_LIMIT, RETRY_AFTER, Route,
@@ -46,7 +47,7 @@ pub(super) struct Routes {
     pub(super) gate: Gate,
     pub(super) sink: Arc<dyn Sink>,
     pub(super) renders: Renders,
-    pub(super) root: Root,
+    pub(super) files: Vouch,
     pub(super) urls: Urls,
     pub(super) body_stall: Duration,
 }
@@ -142,6 +143,7 @@ pub(super) async fn serve(
         length,
         sent: AtomicU64::new(0),
         seat: line.seat,
+        sink: Arc::clone(&routes.sink),
     };
     let mut response = Response::new(Reply::new(answered.content, access, line.outlet));
     *response.status_mut() = answered.status;
@@ -271,16 +273,17 @@ impl Routes {
     async fn file(&self, token: &str, path: RelativePath, parts: &Parts, peer: IpAddr) -> Answered {
         let Answer::Boot(armed) = self.gate.answer(Ask::File { token }) else { return not_found() };
         let Some(sign) = armed.file_sign(&path) else { return not_found() };
-        let root = self.root.clone();
+        let files = self.files.clone();
         let name = path.clone();
         let opened = tokio::task::spawn_blocking(move || {
-            root.open_file(&name).map(|published| (Cached::of(&published.file), published))
+            files.open(&name).map(|published| (Cached::of(&published.file), published))
         });
-        let (cached, published) = match opened.await.map_err(io::Error::other).flatten() {
+        let opened = opened.await.map_err(|error| Unfit::Unreadable(io::Error::other(error))).flatten();
+        let (cached, published) = match opened {
             Ok(opened) => opened,
             Err(error) => {
-                let root = self.root.path().display();
-                error!(job = %armed.job, file = path.as_str(), %root, %error, "a boot file cannot be opened");
+                let root = self.files.root().path().display();
+                error!(job = %armed.job, file = path.as_str(), %root, %error, "a boot file is not given out");
                 return not_found();
             }
         };
@@ -296,16 +299,15 @@ impl Routes {
 
     async fn answer_file(&self, token: &str, name: &str, parts: &Parts, peer: IpAddr) -> Answered {
         let Answer::Boot(armed) = self.gate.answer(Ask::AnswerFile { token }) else { return not_found() };
-        if answer_name(&armed.files) != Some(name) {
-            return not_found();
-        }
-        let rendered = match self.renders.answer(&armed, &self.urls) {
+        let rendered = match self.renders.answer(&armed, &self.urls, name) {
             Ok(Some(rendered)) => rendered,
             Ok(None) => return not_found(),
             Err(problem) => return broken(&armed, &problem),
         };
         let (answered, leaves) = text(&rendered, parts);
-        if leaves {
+        // What a seed has beside the first is asked for in any number and order, and says nothing of its own.
+        let counts = armed.files.answers().next().is_some_and(|first| first.name == name);
+        if leaves && counts {
             match self.sink.answer_fetched(TokenHash::of(token), Some(peer)).await {
                 Ok(true) => {}
                 Ok(false) => return not_found(),

@@ -11,14 +11,11 @@ use crate::{
         reason::Reason,
     },
     xen::{
-        CallError, Class,
+        CallError,
         api::Api,
         records::{HostRecord, PowerState, VmRecord, is_null},
     },
 };
-
-/// Looks at a VM that nobody waits for a job on, while sessions end or the coordinator moves.
-const LOOKS: u32 = 3;
 
 /// What `deploy --plan` shows of one VM.
 #[derive(Debug, Clone)]
@@ -71,23 +68,21 @@ impl Executor {
         }
     }
 
-    /// What a job would meet, with nothing stored and nothing changed.
+    /// What a job would meet, with nothing stored and nothing changed. `api`: the pool's calls of whoever asks; a look may
+    /// be repeated behind a new login, which a job's calls are not.
     ///
     /// # Errors
     /// The pool is away, or not in the configuration.
-    pub async fn preview(&self, new: NewJob) -> Result<Result<Preview, CallError>, OperationError> {
+    pub async fn preview(
+        &self,
+        new: NewJob,
+        api: &Api,
+    ) -> Result<Result<Preview, CallError>, OperationError> {
         let job = Job::new(new, self.parts.clock.now());
         let pool = self.pool(&job)?;
-        let mut looks = 1;
-        let facts = loop {
-            match self.gather(&job, &pool.api).await {
-                Ok(facts) => break facts,
-                // A job's calls are not repeated behind a new login; a look by itself may be.
-                Err(error) if looks < LOOKS && matches!(error.class(), Class::Relogin | Class::Redirect) => {
-                    looks += 1;
-                }
-                Err(error) => return Ok(Err(error)),
-            }
+        let facts = match self.gather(&job, api).await {
+            Ok(facts) => facts,
+            Err(error) => return Ok(Err(error)),
         };
         let disks = facts
             .vbds

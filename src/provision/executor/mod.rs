@@ -14,7 +14,7 @@ mod rounds;
 mod shared;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     fmt,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -34,7 +34,10 @@ use super::{
     step::{Channel, Event, step},
 };
 use crate::{
-    boot::{Armed, Gate, sink::Sign},
+    boot::{
+        Armed, Gate,
+        sink::{Sign, Transfer},
+    },
     clock::{Clock, Timestamp},
     machine::MacAddr,
     secret::{TokenHash, TokenKey},
@@ -147,6 +150,8 @@ struct Memory {
     renders: HashMap<TokenHash, String>,
     macs: HashMap<MacAddr, String>,
     signs: HashMap<String, Vec<Sign>>,
+    /// What left for machines with a job, the oldest first.
+    transfers: VecDeque<(Timestamp, Transfer)>,
     live: BTreeMap<String, Job>,
     /// Looks in a row that failed, and whether they said that there is no such VM.
     unreachable: HashMap<String, (bool, u32)>,

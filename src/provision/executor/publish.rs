@@ -90,6 +90,8 @@ impl Executor {
             args: String::new(),
             answer: None,
             fetch: crate::config::Fetch::Http,
+            seed: Vec::new(),
+            files: Vec::new(),
         });
         Armed {
             job: job.id.clone(),

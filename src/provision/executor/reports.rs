@@ -7,7 +7,8 @@ use futures_util::future::BoxFuture;
 
 use super::{Executor, OperationError};
 use crate::{
-    boot::sink::{Report, ReportAnswer, Seen, Sign, Sink, Unavailable},
+    boot::sink::{Report, ReportAnswer, Seen, Sign, Sink, Transfer, Unavailable},
+    clock::Timestamp,
     provision::{
         intake,
         job::{GateState, Job},
@@ -16,6 +17,8 @@ use crate::{
     secret::TokenHash,
 };
 
+/// Transfers kept, of all jobs together.
+const TRANSFERS_KEPT: usize = 2000;
 /// Signs kept per job between two looks.
 const SIGNS_KEPT: usize = 32;
 
@@ -59,6 +62,15 @@ fn took(after: &Job, before: &Job) -> bool {
     after.stages.len() > before.stages.len()
 }
 
+impl Executor {
+    /// The transfers of a job's machine that ended lately, the oldest first.
+    pub fn transfers(&self, job: &str) -> Vec<(Timestamp, Transfer)> {
+        let memory = self.memory();
+        let of_job = memory.transfers.iter().filter(|(_, transfer)| transfer.job.as_deref() == Some(job));
+        of_job.cloned().collect()
+    }
+}
+
 impl Sink for Executor {
     fn seen(&self, seen: Seen) {
         let id = {
@@ -76,6 +88,21 @@ impl Sink for Executor {
             id
         };
         self.parts.wakers.wake(&id);
+    }
+
+    fn transferred(&self, mut transfer: Transfer) {
+        let now = self.parts.clock.now();
+        let mut memory = self.memory();
+        if transfer.job.is_none() {
+            transfer.job = transfer.mac.and_then(|mac| memory.macs.get(&mac).cloned());
+        }
+        // Requests of machines without a job are in the log.
+        if transfer.job.is_some() {
+            if memory.transfers.len() >= TRANSFERS_KEPT {
+                memory.transfers.pop_front();
+            }
+            memory.transfers.push_back((now, transfer));
+        }
     }
 
     fn answer_fetched<'a>(

@@ -72,6 +72,8 @@ fn words(judge: fn(&Job, &Facts) -> Result<(), Refusal>, kernel: &str, change: f
         args: String::new(),
         answer: None,
         fetch: Fetch::Http,
+        seed: Vec::new(),
+        files: Vec::new(),
     });
     let mut facts = facts();
     change(&mut facts);

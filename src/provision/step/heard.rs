@@ -4,7 +4,10 @@
 use crate::{
     boot::sink::Sign,
     clock::Timestamp,
-    provision::job::{Effect, GateState, Job, StageMark, State},
+    provision::{
+        job::{Effect, GateState, Job, StageMark, State},
+        readiness::Document,
+    },
 };
 
 /// How often the answer file may be given out in one attempt.
@@ -60,6 +63,15 @@ pub(super) fn reported(job: &mut Job, stage: &StageMark, now: Timestamp) {
         job.done_at = job.done_at.or(Some(now));
     }
     installing(job, now);
+}
+
+/// The installed system's word on itself, once in an attempt.
+pub(super) fn ready(job: &mut Job, stage: &StageMark, document: Option<&Document>, now: Timestamp) {
+    let before = job.stages.len();
+    reported(job, stage, now);
+    if job.stages.len() > before {
+        job.readiness = document.cloned();
+    }
 }
 
 /// A report after its time is recorded once, however often it is repeated.

@@ -11,7 +11,6 @@ pub mod disk;
 pub mod faults;
 pub mod fstab;
 pub mod installer;
-pub mod lan;
 pub mod layout;
 pub mod machine;
 pub mod network;
@@ -62,9 +61,6 @@ pub enum LabError {
         /// Why.
         source: std::io::Error,
     },
-    /// What else is on the wire could not be played.
-    #[error(transparent)]
-    Lan(#[from] lan::LanError),
     /// The fstab of an installed system could not be read.
     #[error(transparent)]
     Fstab(#[from] fstab::FstabError),

@@ -4,8 +4,7 @@ use std::{collections::HashMap, path::Path, sync::Arc};
 
 use super::{
     Body, Lab, LabError, Machine, Network,
-    installer::Hardware,
-    lan,
+    installer::{Hardware, Installer, MIRROR},
     machine::{Content, MachineSpec},
     network::Helper,
     qemu::NicModel,
@@ -60,7 +59,12 @@ impl Scene {
             uuids.push(uuid);
         }
         let mut others = vec![network.advertise()?];
-        others.extend(lan::join(lab, network, folder).await?);
+        match lab.installer() {
+            Installer::Mini => {}
+            Installer::Debian => {
+                others.push(network.mirror(MIRROR, &lab.mirror(), &folder.join("mirror.log"))?)
+            }
+        }
         let before = uuids.iter().filter_map(|uuid| pool.truth(uuid)).collect();
         let sim = SimServer::start(pool, SimOptions::default())?;
         let body = Arc::new(Body::new(lab.clone(), sim.pool.clone(), machines));

@@ -35,6 +35,10 @@ pub enum Behaviour {
     IdlesThenHalts,
     /// Installs from somebody else's server: halts after seven minutes, never asks us.
     External,
+    /// Installs and says that it was readied for a PV start.
+    Mends,
+    /// Installs and says that it is not ready for a PV start.
+    Unready,
     /// Reports failure.
     Fails,
     /// Never sends a packet.
@@ -56,6 +60,7 @@ enum Act {
     Kernel,
     Answers,
     Stage(&'static str),
+    Ready(bool),
     Install { bootable: bool, reports: bool },
     Wait(u64),
     PowerOff,
@@ -66,7 +71,7 @@ enum Act {
 
 impl Behaviour {
     /// Every behaviour.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Installs,
         Self::StaysUp,
         Self::BadDisk,
@@ -75,6 +80,8 @@ impl Behaviour {
         Self::DiesAtOnce,
         Self::IdlesThenHalts,
         Self::External,
+        Self::Mends,
+        Self::Unready,
         Self::Fails,
         Self::NeverBoots,
         Self::StopsAtDhcp,
@@ -84,7 +91,7 @@ impl Behaviour {
     ];
 
     fn acts(self) -> Vec<Act> {
-        use Act::{Answers, Dhcp, Install, Kernel, PowerOff, Reboot, Script, Stage, Wait};
+        use Act::{Answers, Dhcp, Install, Kernel, PowerOff, Ready, Reboot, Script, Stage, Wait};
         let boot =
             [Dhcp, Script, Kernel, Answers, Stage("started"), Stage("partitioned"), Wait(60), Stage("base")];
         let install = |bootable, reports, end: &[Act]| {
@@ -98,6 +105,8 @@ impl Behaviour {
             Self::StaysUp => install(true, true, &[Stage("done")]),
             Self::BadDisk => install(false, true, &[Stage("done"), PowerOff]),
             Self::Mute => install(true, false, &[Stage("done"), PowerOff]),
+            Self::Mends => install(true, true, &[Ready(true), Stage("done"), PowerOff]),
+            Self::Unready => install(true, true, &[Ready(false), Stage("done"), PowerOff]),
             Self::RebootsUnreported => install(true, true, &[Wait(400), Reboot]),
             Self::DiesAtOnce => vec![Wait(5), PowerOff],
             Self::IdlesThenHalts => vec![Dhcp, Script, Kernel, Wait(420), PowerOff],
@@ -149,6 +158,8 @@ pub struct Guest {
     booted: Option<Token>,
     /// It does nothing more.
     pub idle: bool,
+    /// The server took its word that it is not ready for a PV start.
+    pub unready: bool,
     /// The reports that it sent.
     pub sent: Vec<Report>,
 }
@@ -180,6 +191,7 @@ impl Guest {
             domid: start.domid,
             mac: start.macs.first().copied(),
             idle: acts.is_empty(),
+            unready: false,
             sent: Vec::new(),
             acts,
             at: 0,
@@ -241,7 +253,7 @@ impl Guest {
                 self.next = now + Duration::from_secs(15);
                 if now >= until {
                     // What cannot report powers off; what cannot boot sits there.
-                    let installing = matches!(act, Act::Stage(_));
+                    let installing = matches!(act, Act::Stage(_) | Act::Ready(_));
                     self.acts = if installing { vec![Act::PowerOff] } else { Vec::new() };
                     self.at = 0;
                 }
@@ -291,7 +303,13 @@ impl Guest {
             }
             Act::Stage(stage) => {
                 let token = self.armed.as_ref()?.report.hash();
-                self.report(services, token, stage)?
+                self.report(services, token, stage, b"percent=50".to_vec())?
+            }
+            Act::Ready(ready) => {
+                let token = self.armed.as_ref()?.report.hash();
+                let tried = self.report(services, token, "ready", document(ready).into_bytes())?;
+                self.unready |= !ready && matches!(tried, Try::Went);
+                tried
             }
             Act::Lease => {
                 sign(Sign::Lease);
@@ -299,7 +317,7 @@ impl Guest {
             }
             Act::Booted => {
                 let token = self.booted.as_ref()?.hash();
-                self.report(services, token, "booted")?
+                self.report(services, token, "booted", Vec::new())?
             }
             Act::Install { .. } | Act::Wait(_) | Act::PowerOff | Act::Reboot => Try::Went,
         })
@@ -310,14 +328,9 @@ impl Guest {
         services: Services<'_>,
         token: crate::secret::TokenHash,
         stage: &str,
+        body: Vec<u8>,
     ) -> Option<Try> {
-        let report = Report {
-            token,
-            stage: stage.to_owned(),
-            body: b"percent=50".to_vec(),
-            peer: None,
-            by_get: false,
-        };
+        let report = Report { token, stage: stage.to_owned(), body, peer: None, by_get: false };
         self.sent.push(report.clone());
         Some(match services.sink.report(report).now_or_never()? {
             ReportAnswer::Accepted | ReportAnswer::Already => Try::Went,
@@ -327,4 +340,15 @@ impl Guest {
             | ReportAnswer::Later => Try::Again,
         })
     }
+}
+
+/// What the installed system says of itself: it was mended, or has no menu that pygrub could read.
+fn document(ready: bool) -> String {
+    let (kernel, why) = if ready { ("/vmlinuz-1", "") } else { ("", "there is no grub.cfg or menu.lst") };
+    let check = r#"{"check":"fstab","state":"mended","detail":"/etc/fstab names devices by UUID"}"#;
+    format!(
+        r#"{{"v":1,"root":"UUID=1","boot":{{"kind":"partition","fs":"ext2"}},"menu":{{"file":"","kernel":"{kernel}",
+        "why":"{why}"}},"kernels":[{{"version":"1","file":"/boot/vmlinuz-1","compression":"gzip","xen_pv":"yes",
+        "block":"initrd","net":"initrd"}}],"checks":[{check}]}}"#
+    )
 }

@@ -360,7 +360,12 @@ impl World {
         let wires = self.wires.clone();
         let lived = guest.act(now, services, |change| change(&mut wires.lock().pool), disk).is_some();
         self.sent.append(&mut guest.sent);
-        self.wires.lock().ledger.counts.happenings += 1;
+        let mut shared = self.wires.lock();
+        shared.ledger.counts.happenings += 1;
+        if guest.unready {
+            shared.ledger.unready(&guest.vm_uuid);
+        }
+        drop(shared);
         if !lived {
             self.die();
         }

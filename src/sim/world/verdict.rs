@@ -1,4 +1,5 @@
-//! What World watches: the invariants of the fault catalogue (I1..I10, I14), on the pool's own state and on the calls
+//! What World watches: the invariants of the fault catalogue (I1..I10, I14) and one of our own (PV: what says that it
+//! cannot start as PV is not started as PV by its installation), on the pool's own state and on the calls
 //! that reach it, by code that shares nothing with `step`. A violation has the invariant's name.
 
 // Of many methods and acts a rule names the few that it is about.
@@ -68,6 +69,8 @@ pub struct Ledger {
     /// VMs whose type a person set: between a look and E12's start, and at a reboot by the guest itself, nothing can
     /// keep them from coming up as HVM.
     typed: HashSet<String>,
+    /// VMs whose new system was heard to say that it is not ready for a PV start, in the attempt under way.
+    unready: HashSet<String>,
     /// E12's intents of each VM.
     pv_intents: HashMap<String, u32>,
     /// No server and no job: what calls now restores from claims alone.
@@ -114,6 +117,11 @@ impl Ledger {
             .values()
             .filter(|job| job.vm_uuid == vm)
             .max_by_key(|job| (!job.state.is_terminal(), job.created))
+    }
+
+    /// The server took a guest's word that it is not ready for a PV start.
+    pub fn unready(&mut self, vm: &str) {
+        self.unready.insert(vm.to_owned());
     }
 
     /// A person does this, with another client. False: the pool refused it.
@@ -197,8 +205,21 @@ impl Ledger {
         {
             self.violation("I6", "a domain that a person started is shut down");
         }
+        if method == Method::VmStart {
+            self.before_start(&job);
+        }
         if sets_boot(method) {
             self.before_setting(&truth, &job, found.as_ref(), gate, method, params);
+        }
+    }
+
+    fn before_start(&mut self, job: &Job) {
+        match job.state {
+            State::Booting => drop(self.unready.remove(&job.vm_uuid)),
+            State::Starting if self.unready.contains(&job.vm_uuid) && !job.options.stay_hvm => {
+                self.violation("PV", "a system that says it is not ready is started as PV");
+            }
+            _ => {}
         }
     }
 

@@ -126,10 +126,6 @@ pub struct OpenFile {
 }
 
 impl OpenFile {
-    pub(super) const fn file(&self) -> &File {
-        &self.file
-    }
-
     /// An error when the file was changed since it was opened.
     pub(super) fn is_unchanged(&self) -> io::Result<()> {
         if Identity::of(&self.file.metadata()?) == self.identity {

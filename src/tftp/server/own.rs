@@ -19,6 +19,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use ipnet::Ipv4Net;
 use nix::sys::{
     epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
     eventfd::{EfdFlags, EventFd},
@@ -99,6 +100,7 @@ async fn serve(
             loads,
             parked: HashMap::new(),
             library: own_library,
+            clients: settings.clients,
             began: Instant::now(),
             actions: Vec::new(),
             drained_by: None,
@@ -212,6 +214,8 @@ struct Loop {
     /// Transfers that wait for a piece, with what they want to send.
     parked: HashMap<Id, Flight>,
     library: Arc<dyn Library>,
+    /// The networks that are answered; none: all.
+    clients: Vec<Ipv4Net>,
     began: Instant,
     actions: Vec<Action>,
     /// Once we are told to stop: by when the last transfer is cut.
@@ -270,9 +274,13 @@ impl Loop {
     fn receive(&mut self, port: Port) -> io::Result<()> {
         loop {
             let now = self.now();
-            let Self { wire, sessions, actions, .. } = self;
-            let more =
-                wire.receive(port, now, |arrival, bytes| sessions.receive(now, arrival, bytes, actions))?;
+            let Self { wire, sessions, actions, clients, .. } = self;
+            let more = wire.receive(port, now, |arrival, bytes| {
+                let peer = arrival.peer.ip();
+                if clients.is_empty() || clients.iter().any(|network| network.contains(peer)) {
+                    sessions.receive(now, arrival, bytes, actions);
+                }
+            })?;
             self.act();
             if !more {
                 return Ok(());

@@ -5,15 +5,12 @@
 
 use std::{
     collections::HashMap,
-    io::{self, Read},
     net::IpAddr,
-    os::unix::fs::FileExt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use sha2::{Digest as _, Sha256};
 use tracing::{debug, error, info, warn};
 
 use super::{
@@ -23,10 +20,10 @@ use super::{
 use crate::{
     boot::{
         Answer, Ask,
-        manifest::{Digest, MANIFEST, MANIFEST_LIMIT, Manifest},
         render::PXELINUX_REFUSAL,
         root::{RelativePath, Root},
-        sink::{Seen, Sign},
+        sink::{Protocol, Seen, Sign, Transfer},
+        vouch::{Unfit, Vouch},
     },
     machine::MacAddr,
     tftp::{
@@ -38,8 +35,6 @@ use crate::{
 
 /// Files that are held open because they were asked for lately.
 const OPEN_FILES: usize = 64;
-/// Of a file, this much is read at once to check it, in bytes.
-const CHECK_PIECE: usize = 256 << 10;
 
 /// The files, rendered and published.
 #[derive(Debug)]
@@ -87,8 +82,20 @@ impl Library for Shelf {
         let Ended { peer, file, bytes, took, outcome } = ended;
         let file = shown(Wanted::parse(&file).as_ref(), &file);
         let mac = self.shared.gate.who(IpAddr::V4(*peer.ip()));
-        let mac = mac.map(|mac| mac.to_string()).unwrap_or_default();
         let (seconds, label) = (took.as_secs_f64(), outcome.label());
+        if mac.is_some() {
+            self.shared.sink.transferred(Transfer {
+                protocol: Protocol::Tftp,
+                mac,
+                job: None,
+                peer: IpAddr::V4(*peer.ip()),
+                file: file.clone(),
+                bytes,
+                took,
+                outcome: label,
+            });
+        }
+        let mac = mac.map(|mac| mac.to_string()).unwrap_or_default();
         match &outcome {
             Outcome::Finished(Finish::Complete | Finish::Unconfirmed) => {
                 info!(mac, %peer, file, bytes, seconds, outcome = label, "TFTP transfer");
@@ -155,31 +162,26 @@ impl Shelf {
 /// A published folder, with the files of it that are open.
 #[derive(Debug, Clone)]
 struct Folder {
-    root: Root,
+    vouch: Vouch,
     pieces: Pieces,
     open: Arc<Mutex<OpenFiles>>,
-    /// One check at a time: several clients ask for a loader at once.
-    checking: Arc<Mutex<()>>,
 }
 
 #[derive(Debug, Default)]
 struct OpenFiles {
     files: HashMap<RelativePath, Held>,
-    manifest: Option<(Identity, Arc<Manifest>)>,
     looks: u64,
 }
 
 #[derive(Debug, Clone)]
 struct Held {
     file: Arc<OpenFile>,
-    /// What the file's content is, once it was asked.
-    digest: Option<Digest>,
     used: u64,
 }
 
 impl Folder {
     fn new(root: Root, pieces: &Pieces) -> Self {
-        Self { root, pieces: pieces.clone(), open: Arc::default(), checking: Arc::default() }
+        Self { vouch: Vouch::new(root), pieces: pieces.clone(), open: Arc::default() }
     }
 
     async fn open(&self, path: RelativePath) -> Result<Content, Refusal> {
@@ -188,70 +190,27 @@ impl Folder {
         opened.unwrap_or(Err(Refusal::Failed)).map(Content::File)
     }
 
-    /// Opens a file, or finds that it is open already and still the same.
+    /// Opens a file, or finds that it is open already and still the same; none that the manifest disowns.
     fn open_now(&self, path: &RelativePath) -> Result<Arc<OpenFile>, Refusal> {
-        let published = self.root.open_file(path).map_err(|error| {
-            debug!(file = path.as_str(), %error, "TFTP file not opened");
-            self.lock().files.remove(path);
-            Refusal::NotFound
-        })?;
+        let published = self.vouch.open(path).map_err(|unfit| self.refused(path, &unfit))?;
         let identity = Identity::of(&published.file.metadata().map_err(|error| failed(path, &error))?);
-        let file = self.lock().hold(path, identity, || Arc::new(self.pieces.open(published.file, identity)));
-        let manifest = self.manifest()?;
-        match manifest.digest(path) {
-            Some(digest) => self.check(path, &file, digest).map(|()| file),
-            None => Ok(file),
-        }
+        Ok(self.lock().hold(path, identity, || Arc::new(self.pieces.open(published.file, identity))))
     }
 
-    /// Whether a file is what the manifest says: read whole once, and again when it has changed.
-    fn check(&self, path: &RelativePath, file: &Arc<OpenFile>, expected: &Digest) -> Result<(), Refusal> {
-        let mut found = self.lock().digest(path, file);
-        if found.is_none() {
-            let _one = self.checking.lock().unwrap_or_else(PoisonError::into_inner);
-            found = self.lock().digest(path, file);
-            if found.is_none() {
-                let digest = digest(file).map_err(|error| failed(path, &error))?;
-                self.lock().note(path, file, digest);
-                if digest != *expected {
-                    error!(
-                        file = path.as_str(),
-                        folder = %self.root.path().display(),
-                        "withdrawn: the file is not what SHA256SUMS says; put the right one there, or correct the manifest"
-                    );
-                }
-                found = Some(digest);
+    fn refused(&self, path: &RelativePath, unfit: &Unfit) -> Refusal {
+        self.lock().files.remove(path);
+        match unfit {
+            Unfit::Absent(error) => {
+                debug!(file = path.as_str(), %error, "TFTP file not opened");
+                Refusal::NotFound
             }
-        }
-        if found == Some(*expected) { Ok(()) } else { Err(Refusal::Withdrawn) }
-    }
-
-    /// The manifest of the folder; an empty one where there is none.
-    fn manifest(&self) -> Result<Arc<Manifest>, Refusal> {
-        let Some(name) = RelativePath::parse(MANIFEST) else { return Err(Refusal::Failed) };
-        let published = match self.root.open_file(&name) {
-            Ok(published) => published,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.lock().manifest = None;
-                return Ok(Arc::default());
+            Unfit::Withdrawn => {
+                let folder = self.vouch.root().path().display();
+                error!(file = path.as_str(), %folder, "{unfit}");
+                Refusal::Withdrawn
             }
-            Err(error) => return Err(failed(&name, &error)),
-        };
-        let identity = Identity::of(&published.file.metadata().map_err(|error| failed(&name, &error))?);
-        if let Some((known, manifest)) = &self.lock().manifest
-            && *known == identity
-        {
-            return Ok(Arc::clone(manifest));
+            Unfit::Unreadable(_) | Unfit::Manifest(_) => failed(path, unfit),
         }
-        let mut text = String::new();
-        published
-            .file
-            .take(MANIFEST_LIMIT)
-            .read_to_string(&mut text)
-            .map_err(|error| failed(&name, &error))?;
-        let manifest = Arc::new(Manifest::parse(&text).map_err(|error| failed(&name, &error))?);
-        self.lock().manifest = Some((identity, Arc::clone(&manifest)));
-        Ok(manifest)
     }
 
     fn lock(&self) -> MutexGuard<'_, OpenFiles> {
@@ -262,22 +221,6 @@ impl Folder {
 fn failed(path: &RelativePath, problem: &dyn std::error::Error) -> Refusal {
     error!(file = path.as_str(), %problem, "a published file cannot be used");
     Refusal::Failed
-}
-
-fn digest(file: &OpenFile) -> io::Result<Digest> {
-    let mut sum = Sha256::new();
-    let mut piece = vec![0; CHECK_PIECE];
-    let mut offset = 0;
-    loop {
-        let length = file.file().read_at(&mut piece, offset)?;
-        if length == 0 {
-            break;
-        }
-        sum.update(piece.get(..length).unwrap_or_default());
-        offset += u64::try_from(length).unwrap_or_default();
-    }
-    file.is_unchanged()?;
-    Ok(sum.finalize().into())
 }
 
 impl OpenFiles {
@@ -294,7 +237,7 @@ impl OpenFiles {
             return Arc::clone(&held.file);
         }
         let file = open();
-        self.files.insert(path.clone(), Held { file: Arc::clone(&file), digest: None, used: self.looks });
+        self.files.insert(path.clone(), Held { file: Arc::clone(&file), used: self.looks });
         if self.files.len() > OPEN_FILES
             && let Some(oldest) =
                 self.files.iter().min_by_key(|(_, held)| held.used).map(|(path, _)| path.clone())
@@ -302,15 +245,5 @@ impl OpenFiles {
             self.files.remove(&oldest);
         }
         file
-    }
-
-    fn digest(&self, path: &RelativePath, file: &Arc<OpenFile>) -> Option<Digest> {
-        self.files.get(path).filter(|held| Arc::ptr_eq(&held.file, file))?.digest
-    }
-
-    fn note(&mut self, path: &RelativePath, file: &Arc<OpenFile>, digest: Digest) {
-        if let Some(held) = self.files.get_mut(path).filter(|held| Arc::ptr_eq(&held.file, file)) {
-            held.digest = Some(digest);
-        }
     }
 }

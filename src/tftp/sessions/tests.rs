@@ -189,15 +189,35 @@ fn limits_hold_and_only_the_unanswered_give_way() {
         let [high, low] = n.to_be_bytes();
         let stranger = SocketAddrV4::new(Ipv4Addr::new(10, 1, high, low), 2000);
         assert!(table.ask(5, stranger, WINDOWED).is_some());
-        assert!(table.0.len() <= LIMITS.in_all);
+        assert!(table.0.len() <= LIMITS.in_all * (WAITING + 1));
     }
-    assert!(table.0.timers.len() <= LIMITS.in_all * TIMERS_PER_TRANSFER + 1);
-    assert!(table.0.half_open.len() <= LIMITS.in_all * 2 + 1);
+    assert!(table.0.timers.len() <= LIMITS.in_all * (WAITING + 1) * TIMERS_PER_TRANSFER + 1);
+    assert!(table.0.half_open.len() <= LIMITS.in_all * WAITING * 2 + 1);
     let good = table.ask(6, peer(3, 2000), WINDOWED).unwrap();
     assert_eq!(table.ack(7, good, 0).len(), 1);
     for id in &ids[1..] {
         assert_eq!(table.ack(7, *id, 4).len(), 1);
     }
+}
+
+#[test]
+fn a_flood_does_not_push_out_who_has_only_just_asked_nor_do_more_work_at_once_than_may() {
+    let mut table = Table::new(LIMITS);
+    let flood = |table: &mut Table, from: u16, count: usize| -> Vec<Id> {
+        let strangers = (0..u16::try_from(count).unwrap()).map(|n| {
+            let [high, low] = (from + n).to_be_bytes();
+            SocketAddrV4::new(Ipv4Addr::new(10, 1, high, low), 2000)
+        });
+        strangers.map(|stranger| table.ask(5, stranger, WINDOWED).unwrap()).collect()
+    };
+    let good = table.ask(5, peer(3, 2000), WINDOWED).unwrap();
+    flood(&mut table, 0, LIMITS.in_all * (WAITING - 1));
+    assert_eq!(table.ack(6, good, 0).len(), 1, "it was not pushed out by fifteen times the transfers");
+    let many = flood(&mut table, 10_000, LIMITS.in_all * 2);
+    let sends = many.iter().filter(|id| !table.ack(7, **id, 0).is_empty()).count();
+    assert_eq!(sends, LIMITS.in_all - 1, "so many work at once, and the good one");
+    assert_eq!(table.ask(8, peer(4, 2000), WINDOWED), None, "all are at work");
+    assert_eq!(table.0.answered, LIMITS.in_all);
 }
 
 #[test]

@@ -20,7 +20,7 @@ use bootflip::{
         server::{self, Board, BootServices, Shared},
     },
     machine::MacAddr,
-    sim::lab::network::{self, BRIDGE, Network},
+    sim::lab::network::{self, Network},
     store::memory::MemoryStore,
 };
 use dhcproto::{
@@ -28,8 +28,11 @@ use dhcproto::{
     v4::{self, DhcpOption, MessageType},
 };
 use nix::sched::{CloneFlags, setns};
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio_util::sync::CancellationToken;
+
+pub(crate) use bootflip::sim::lab::network::BRIDGE;
 
 use crate::{
     boot::Scene,
@@ -169,6 +172,18 @@ impl Wire<'_> {
         Served { board, stop, _scene: scene }
     }
 
+    /// Does `work` on this thread without CAP_NET_RAW.
+    #[expect(clippy::unused_self, reason = "this thread is the wire's")]
+    pub(crate) fn without_frames<T>(&self, work: impl FnOnce() -> T) -> T {
+        let before = capabilities(None).unwrap();
+        let mut less = before;
+        less.effective.remove(CapabilitySet::NET_RAW);
+        set_capabilities(None, less).unwrap();
+        let done = work();
+        set_capabilities(None, before).unwrap();
+        done
+    }
+
     /// A namespace with `eth0`, which has this MAC, on the bridge.
     pub(crate) fn client(&self, name: &str, mac: MacAddr) -> Client {
         let client = Client::hold(self.folder.join(name));
@@ -278,15 +293,15 @@ impl Client {
         start(&mut self.command(line))
     }
 
-    /// Broadcasts a boot ROM's DISCOVER; the offers of all who answer, at least of two.
-    pub(crate) fn discover(&self) -> Vec<v4::Message> {
+    /// Broadcasts a boot ROM's DISCOVER; the offers of all who answer, at least of so many, with whom they came from.
+    pub(crate) fn discover(&self, least: usize) -> Vec<(Ipv4Addr, v4::Message)> {
         self.ip("addr add 10.77.0.31/24 dev eth0");
         let namespace = std::fs::File::open(format!("/proc/{}/ns/net", self.holder.0.id())).unwrap();
         std::thread::scope(|scope| {
             scope
                 .spawn(|| {
                     setns(&namespace, CloneFlags::CLONE_NEWNET).unwrap();
-                    offers()
+                    offers(least)
                 })
                 .join()
                 .unwrap()
@@ -294,7 +309,7 @@ impl Client {
     }
 }
 
-fn offers() -> Vec<v4::Message> {
+fn offers(least: usize) -> Vec<(Ipv4Addr, v4::Message)> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)).unwrap();
     socket.set_broadcast(true).unwrap();
     socket.bind_device(Some(b"eth0")).unwrap();
@@ -310,15 +325,15 @@ fn offers() -> Vec<v4::Message> {
     ] {
         message.opts_mut().insert(option);
     }
-    let mut heard: BTreeMap<Ipv4Addr, v4::Message> = BTreeMap::new();
-    until("both servers offer", || {
+    let mut heard = BTreeMap::new();
+    until("all servers offer", || {
         socket.send_to(&message.to_vec().unwrap(), (Ipv4Addr::BROADCAST, 67)).unwrap();
         let mut packet = [0; 2048];
-        while let Ok((length, _)) = socket.recv_from(&mut packet) {
+        while let Ok((length, std::net::SocketAddr::V4(from))) = socket.recv_from(&mut packet) {
             let offer = v4::Message::from_bytes(&packet[..length]).unwrap();
-            heard.insert(offer.yiaddr(), offer);
+            heard.insert(offer.yiaddr(), (*from.ip(), offer));
         }
-        (heard.len() >= 2).then_some(())
+        (heard.len() >= least).then_some(())
     });
     heard.into_values().collect()
 }

@@ -10,7 +10,7 @@ pub(crate) fn missing(program: &str) -> bool {
     if FOLDERS.iter().any(|folder| Path::new(folder).join(program).exists()) {
         return false;
     }
-    skip(program, "not installed; tests/net/prepare.sh installs it");
+    skip(program, "not installed; tests/net/prepare.sh or tests/lab/prepare.sh installs it");
     true
 }
 

@@ -7,6 +7,8 @@ use std::{
 
 use tracing_subscriber::fmt::MakeWriter;
 
+use bootflip::boot::sink::Transfer;
+
 use super::*;
 
 #[tokio::test]
@@ -292,6 +294,18 @@ async fn each_request_is_one_event_with_machine_job_bytes_and_outcome_and_no_tok
             assert!(!line.contains(token.expose()));
         }
     }
+    // What leaves for a machine is told to its job as well.
+    let told = rig.scene.sink.transfers.lock().unwrap();
+    let told: Vec<String> = told
+        .iter()
+        .map(|transfer| {
+            let Transfer { protocol, mac, job, file, bytes, outcome, .. } = transfer;
+            format!("{protocol:?} {} {job:?} {file} {bytes} {outcome}", mac.unwrap())
+        })
+        .collect();
+    assert_eq!(told.len(), 6, "{told:#?}");
+    assert_eq!(told[1], format!("Http {ARMED} Some(\"job\") /f/*/u/linux 300000 sent"));
+    assert_eq!(told[4], format!("Http {IDLE} None /b/{IDLE} 12 sent"));
 }
 
 #[tokio::test]

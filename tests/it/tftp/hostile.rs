@@ -251,6 +251,32 @@ pub(super) async fn every_transfer_is_told(engine: TftpEngine) {
     assert_eq!(told[1].peer.to_string(), probe.socket.local_addr().unwrap().to_string());
 }
 
+/// Requests and acknowledgements from elsewhere get nothing, not even an ERROR.
+pub(super) async fn other_networks_are_not_answered_at_all(engine: TftpEngine) {
+    let rig = Rig::with(engine, |config| {
+        config.clients = vec!["127.0.0.0/24".parse().unwrap(), "127.9.0.0/16".parse().unwrap()];
+    });
+    for (address, answered) in [("127.0.0.1", true), ("127.9.1.1", true), ("127.1.0.1", false)] {
+        let socket = tokio::net::UdpSocket::bind(format!("{address}:0")).await.unwrap();
+        let mut packet = [0; 2048];
+        if !answered {
+            // What is answered to others comes first: theirs would have been sent before.
+            for bytes in
+                [request(b"undionly.kpxe", "octet", &[]), request(b"none", "octet", &[]), ack(7).to_vec()]
+            {
+                socket.send_to(&bytes, rig.servers[0]).await.unwrap();
+            }
+            assert_eq!(rig.get("undionly.kpxe").await.unwrap(), loader());
+            let got = socket.try_recv(&mut packet);
+            assert!(got.is_err(), "{address} got {got:?} bytes");
+            continue;
+        }
+        socket.send_to(&request(b"undionly.kpxe", "octet", &[]), rig.servers[0]).await.unwrap();
+        let got = tokio::time::timeout(LONG, socket.recv(&mut packet)).await.unwrap().unwrap();
+        assert_eq!(got, 516, "{address}");
+    }
+}
+
 /// Eight transfers of an address and not a ninth, unless one was never answered.
 pub(super) async fn one_address_has_its_limit(engine: TftpEngine) {
     let rig = Rig::new(engine);
