@@ -4,9 +4,10 @@ CARGO ?= cargo
 ARGS ?=
 LAB ?= target/lab
 LAB_INSTALL ?= target/lab-install
+LAB_XEN ?= target/lab-xen
 SECONDS ?= 60
 
-.PHONY: help build demo lab lab-install bench fuzz test test-full check-tools
+.PHONY: help build demo lab lab-install lab-xen bench fuzz test test-full check-tools
 
 help:
 	@echo "make demo [ARGS=...]   the whole cycle on loopback; needs Rust and a C compiler, no root"
@@ -16,11 +17,13 @@ help:
 	@echo "make lab-install [ARGS=...]"
 	@echo "                       Debian's own installer, unmodified, in QEMU: half an hour and more; root, Debian"
 	@echo "                       ARGS: --faults (a SIGKILL of the server in the middle), --json"
+	@echo "make lab-xen [ARGS=...] a PV guest of a real Xen (in QEMU) is installed anew and comes back as PV; root, Debian"
+	@echo "                       ARGS: --faults, --json"
 	@echo "make bench [ARGS=...]  beside dnsmasq, tftpd-hpa, atftpd, Kea and nginx: ratios, target/bench.json; root, Debian"
 	@echo "                       ARGS: --quick (2 minutes), --only tftp|http|dhcp|decode"
 	@echo "make fuzz [SECONDS=60] each target of fuzz/ for so long; installs cargo-fuzz; RUNS=N: so many executions instead"
 	@echo "make test              format, clippy, unit and integration tests; a time for each group"
-	@echo "make test-full         make test, ten times as many walks, the demos, foreign XenAPI clients, the lab"
+	@echo "make test-full         make test, ten times as many walks, the demos, foreign XenAPI clients, the labs"
 	@echo "make build             target/debug/bootflip"
 
 check-tools:
@@ -52,6 +55,12 @@ lab-install: check-tools
 	@tests/labinstall/prepare.sh $(LAB_INSTALL) 1>&2
 	@$(CARGO) build --locked 1>&2
 	@target/debug/bootflip lab --installer debian --dir $(LAB_INSTALL) $(ARGS)
+
+lab-xen: check-tools
+	@[ "$$(id -u)" = 0 ] || { echo "make lab-xen needs root: it makes a network namespace"; exit 1; }
+	@tests/labxen/prepare.sh $(LAB_XEN) $(LAB) 1>&2
+	@$(CARGO) build --locked 1>&2
+	@target/debug/bootflip lab-xen --dir $(LAB_XEN) $(ARGS)
 
 bench: check-tools
 	@[ "$$(id -u)" = 0 ] || { echo "make bench needs root: it makes network namespaces"; exit 1; }

@@ -53,6 +53,9 @@ if [ "${BOOTFLIP_FULL:-0}" = 1 ]; then
     group foreign tests/foreign/run.sh
     if [ "$(id -u)" = 0 ]; then
         group lab target/debug/bootflip lab --dir target/lab --vms 2
+        group lab-xen-files tests/labxen/prepare.sh target/lab-xen target/lab
+        group lab-xen target/debug/bootflip lab-xen
+        group lab-xen-faults target/debug/bootflip lab-xen --faults
     fi
 fi
 

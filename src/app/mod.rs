@@ -191,7 +191,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
     let (dhcp, syslog) = (listeners.dhcp_boards(), listeners.syslog_board());
     let addresses = listeners.addresses(admin.path());
     write_addresses(&config, &addresses)?;
-    offer.open(urls.clone(), listeners.files());
+    offer.open(urls.clone(), listeners.files().map(Ok));
     tracing::info!(server = %config.server_name, pools = apis.len(), jobs = first.len(), %addresses, "serve");
     let known = Known::default();
     let desk = Arc::new(Desk {

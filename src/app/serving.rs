@@ -24,7 +24,8 @@ use crate::{
 pub struct Offer {
     templates: Arc<Templates>,
     root: Option<PathBuf>,
-    open: OnceLock<(Urls, Vouch)>,
+    /// The URLs, and the folder or why it cannot be used.
+    open: OnceLock<(Urls, Result<Vouch, String>)>,
     listening: AtomicBool,
 }
 
@@ -35,7 +36,7 @@ impl Offer {
     }
 
     /// The listeners answer, under these URLs and with these files.
-    pub fn open(&self, urls: Option<Urls>, files: Option<Vouch>) {
+    pub fn open(&self, urls: Option<Urls>, files: Option<Result<Vouch, String>>) {
         if let Some(open) = urls.zip(files) {
             let _ = self.open.set(open); // once, at the start
         }
@@ -56,6 +57,10 @@ impl Serving for Offer {
         let open = self.open.get().filter(|_| self.listening.load(Ordering::Acquire));
         let Some((urls, files)) = open else {
             return Some("the boot listeners are not up; see the server's log".into());
+        };
+        let files = match files {
+            Ok(files) => files,
+            Err(problem) => return Some(problem.clone()),
         };
         // A file that SHA256SUMS names is read whole the first time.
         if let Some(problem) = blocking(|| file_problems(files, &armed.files).next()) {

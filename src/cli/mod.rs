@@ -11,6 +11,7 @@ mod doctor_guest;
 mod image;
 mod jobs;
 pub mod lab;
+mod labxen;
 mod link;
 mod loaders;
 mod pool;
@@ -90,6 +91,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Play the whole cycle in QEMU: real firmware, a real installer, the real pygrub. Needs root.
     Lab(lab::LabArgs),
+    /// Play the whole cycle on a real Xen, itself in QEMU: PV to HVM and back to PV. Needs root.
+    LabXen(labxen::XenLabArgs),
     /// Serve a simulated pool, to try things against.
     Simulate(simulate::SimulateArgs),
 }
@@ -209,6 +212,7 @@ async fn run(cli: Cli) -> Answer {
         },
         Command::DoctorGuest => doctor_guest::run(),
         Command::Lab(args) => played(lab::run(&args).await),
+        Command::LabXen(args) => labxen::run(&args).await,
         Command::Simulate(args) => simulate::run(&args).await,
     }
 }

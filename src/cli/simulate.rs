@@ -12,7 +12,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::{Answer, Ended, Stop, lab, print};
+use super::{Answer, Ended, Stop, lab, labxen, print};
 use crate::{
     machine::MacAddr,
     secret::hex,
@@ -59,6 +59,9 @@ pub(super) struct SimulateArgs {
     /// Boot a QEMU for each VM that starts, with what tests/lab/prepare.sh put there; needs root, takes no seed or port.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["seed", "port"])]
     lab: Option<PathBuf>,
+    /// Run the domains on a real Xen, with what tests/labxen/prepare.sh put there: one PV VM of an 8.2 pool; needs root.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["seed", "port", "vms", "load", "release", "https", "guests", "control", "lab"])]
+    xl: Option<PathBuf>,
 }
 
 /// What guests do.
@@ -77,6 +80,9 @@ pub(super) fn release(name: &str) -> Result<Release, String> {
 }
 
 pub(super) async fn run(args: &SimulateArgs) -> Answer {
+    if let Some(folder) = &args.xl {
+        return labxen::simulate(folder.clone()).await;
+    }
     if let Some(folder) = &args.lab {
         return lab::simulate(folder.clone(), args.vms, args.release.unwrap_or(Release::V8_2)).await;
     }

@@ -33,7 +33,7 @@ const HTTP_CLASS: &[u8] = b"HTTPClient";
 const DISCOVERY_CONTROL: [u8; 3] = [6, 1, 8];
 const BOOT_ITEM: [u8; 2] = [71, 4];
 const END: u8 = 255;
-/// Type and server identifier are never left out; nor is the relay's option.
+/// Type and server identifier are never left out; nor is the relay's option, which has 255 bytes at most and comes next.
 const ALWAYS: usize = 2;
 
 const SUBNET_MASK: u8 = 1;
@@ -282,11 +282,10 @@ impl<'a> Draft<'a> {
         let mut options = self.options(request);
         let (kind, to) = (self.kind, self.to);
         let mut bytes = self.write(request, &options);
-        let always = ALWAYS + usize::from(request.relay_agent.is_some());
         if bytes.len() > request.maximum {
             // The boot file's name stays where ROMs look for it; the server's name stands in option 66 as well.
             let mut overload = Overload::new(self.boot.is_none());
-            while bytes.len() + Overload::cost() > request.maximum && options.len() > always {
+            while bytes.len() + Overload::cost() > request.maximum && options.len() > ALWAYS {
                 if let Some(last) = options.pop() {
                     overload.take(last);
                 }
@@ -388,11 +387,21 @@ impl<'a> Draft<'a> {
                 message.set_sname(name.as_bytes());
             }
         }
-        for (code, data) in options {
+        for (code, data) in options.iter().filter(|(code, _)| *code != code::RELAY_AGENT) {
             let option = UnknownOption::new(OptionCode::from(*code), data.clone());
             message.opts_mut().insert(v4::DhcpOption::Unknown(option));
         }
         // Into memory, with fields whose lengths were checked above; an empty datagram is dropped by the shell.
-        message.to_vec().unwrap_or_default()
+        let mut bytes = message.to_vec().unwrap_or_default();
+        // The codec would write this one twice: as the unknown option that it is given as, and as its own, last.
+        if let Some((code, agent)) = options.iter().find(|(code, _)| *code == code::RELAY_AGENT)
+            && let Ok(length) = u8::try_from(agent.len())
+            && bytes.pop() == Some(END)
+        {
+            bytes.extend([*code, length]);
+            bytes.extend(agent);
+            bytes.push(END);
+        }
+        bytes
     }
 }

@@ -173,20 +173,6 @@ mod tests {
         let wrong = judge(&job, &event("a/stage-extract", "SUCCESS"), Channel::Booted, at(9));
         assert_eq!(wrong, (None, ReportAnswer::Unknown));
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        provision::tests::{at, job},
-        secret::TokenHash,
-    };
-
-    fn report(stage: &str, body: &[u8]) -> Report {
-        let (stage, body) = (stage.to_owned(), body.to_vec());
-        Report { token: TokenHash::of("t"), stage, body, peer: None, by_get: false }
-    }
 
     #[test]
     fn a_document_that_cannot_be_read_is_noted_and_counts_as_none() {

@@ -8,6 +8,7 @@ pub mod demo;
 pub mod faults;
 pub mod guest;
 pub mod lab;
+pub mod labxen;
 pub mod pool;
 pub mod server;
 pub mod world;

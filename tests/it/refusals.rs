@@ -151,7 +151,7 @@ async fn run(folder: &Path, case: Case) -> Came {
     let found = Arc::new(templates::load(Some(&folder.join("templates"))).unwrap());
     let offer = Offer::new(found, case.root.map(|root| folder.join(root)));
     if case.listening {
-        let files = case.root.and_then(|root| published(&folder.join(root)).ok());
+        let files = case.root.map(|root| published(&folder.join(root)));
         offer.open(Some(Urls::new("http://127.0.0.1:8080")), files);
     }
     let api = Api::new(Arc::new(Line(Arc::clone(&pool))));

@@ -243,6 +243,9 @@ fn tell(world: &World) {
             "== {} {} {:?} attempt {} start {:?}",
             job.vm_name, job.state, job.reason, job.attempt, job.start
         );
+        for stage in &job.stages {
+            println!("{:?} reported {}: {}", stage.at, stage.name, stage.note);
+        }
         for line in &job.log {
             println!("{} {}", line.at, line.text);
         }

@@ -15,13 +15,8 @@ mkdir -p "$1/www"
 out=$(cd "$1" && pwd)
 work=$out/work
 
-say() { echo "prepare: $*"; }
-
 # Programs first: a machine that has them needs neither root nor the archive's index.
-need=""
-wants() { # PROGRAM-OR-FILE PACKAGE
-    if ! command -v "$1" >/dev/null && ! [ -e "$1" ]; then need="$need $2"; fi
-}
+. "$here/parts.sh"
 wants qemu-system-x86_64 qemu-system-x86
 wants /usr/lib/ipxe/qemu/pxe-e1000.rom ipxe-qemu
 wants /usr/share/seabios/bios-256k.bin seabios
@@ -40,28 +35,11 @@ wants xz xz-utils
 wants lz4 lz4
 wants zstd zstd
 wants shellcheck shellcheck
-if [ -n "$need" ]; then
-    say "installing:$need"
-    apt-get -q update >/dev/null
-    # shellcheck disable=SC2086
-    DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends $need >/dev/null
-fi
+install_wanted
 if ! ldd "$(command -v busybox)" 2>&1 | grep -q 'not a dynamic'; then
     say "busybox must be the static one: apt-get install busybox-static" >&2
     exit 1
 fi
-
-# Downloads a package's .deb into $work and unpacks it into a folder.
-unpack() { # PACKAGE FOLDER
-    say "downloading $1"
-    if ! (cd "$work" && apt-get -q download "$1" >/dev/null 2>&1); then
-        apt-get -q update >/dev/null
-        (cd "$work" && apt-get -q download "$1" >/dev/null 2>&1) || { say "cannot download $1" >&2; exit 1; }
-    fi
-    mkdir -p "$2"
-    dpkg -x "$work/$1"_*.deb "$2"
-    rm -f "$work/$1"_*.deb
-}
 
 mkdir -p "$work"
 if ! [ -x "$out/xen/bin/pygrub" ]; then
@@ -101,44 +79,9 @@ fi
 # The modules of both boots, in an order in which insmod takes them: emulated NICs and IDE for the firmware's
 # boot, virtio for the PV one, and Xen's own front ends, so that the same disk boots on a real Xen too.
 modules="crc32c_generic ext4 sd_mod ata_piix ata_generic e1000 8139cp virtio_pci virtio_net virtio_blk xen-blkfront xen-netfront"
-copy_modules() { # FOLDER
-    mkdir -p "$1/lib/modules"
-    for module in $modules; do
-        modprobe -d "$work/kernel" -S "$release" --show-depends "$module" 2>/dev/null || true
-    done | awk '$1 == "insmod" && !seen[$2]++ { print $2 }' >"$work/modules"
-    : >"$1/lib/modules/order"
-    while read -r file; do
-        case $file in *.ko) cp "$file" "$1/lib/modules/" ;; *.ko.xz) xz -dc "$file" >"$1/lib/modules/$(basename "$file" .xz)" ;; esac
-        basename "$file" .xz >>"$1/lib/modules/order"
-    done <"$work/modules"
-}
-
-# A program and the libraries it names.
-copy_program() { # PROGRAM FOLDER
-    program=$(command -v "$1")
-    cp -L "$program" "$2/sbin/"
-    ldd "$program" | awk '{ for (i = 1; i <= NF; i++) if ($i ~ /^\//) print $i }' | while read -r library; do
-        mkdir -p "$2$(dirname "$library")"
-        cp -L "$library" "$2$library"
-    done
-}
-
-base_tree() { # FOLDER
-    rm -rf "$1"
-    mkdir -p "$1/bin" "$1/sbin" "$1/proc" "$1/sys" "$1/dev" "$1/run" "$1/tmp" "$1/etc" "$1/root" "$1/mnt"
-    cp -L "$(command -v busybox)" "$1/bin/busybox"
-    ln -s busybox "$1/bin/sh"
-    install -m 755 "$here/lease.sh" "$1/sbin/lease"
-    install -m 755 "$here/post.sh" "$1/sbin/post"
-}
-
-archive() { # FOLDER
-    (cd "$1" && find . | sort | cpio --quiet -o -H newc -R 0:0)
-}
-
 say "building the target system"
 base_tree "$work/boot-initrd"
-copy_modules "$work/boot-initrd"
+copy_modules "$work/boot-initrd" "$modules"
 install -m 755 "$here/boot-init.sh" "$work/boot-initrd/init"
 
 base_tree "$work/rootfs"
@@ -160,7 +103,7 @@ archive "$work/payload" >"$out/www/rootfs.cpio"
 
 say "building the mini installer"
 base_tree "$work/installer"
-copy_modules "$work/installer"
+copy_modules "$work/installer" "$modules"
 for program in sfdisk mke2fs mkswap blkid; do copy_program "$program" "$work/installer"; done
 install -m 755 "$here/installer-init.sh" "$work/installer/init"
 archive "$work/installer" | gzip -9 >"$out/www/initrd.gz"

@@ -11,5 +11,5 @@ read -r name </etc/hostname
 if post "$url" "guest_type=$kind root=$root hostname=$name"; then
     busybox rm -f /etc/bootflip/booted-url
     busybox sync
-    echo "target: the booted report was taken" >/dev/console
+    echo "target: the booted report was taken: guest_type=$kind root=$root hostname=$name" >/dev/console
 fi

@@ -178,6 +178,22 @@ fn a_small_client_gets_the_important_options_only() {
     }
 }
 
+/// Found by fuzzing: the codec wrote it twice.
+#[test]
+fn a_relays_option_is_echoed_once_whatever_its_length() {
+    for length in [2, 100, 253] {
+        let agent = [&[1, length - 2][..], &vec![7; usize::from(length - 2)]].concat();
+        for mut rig in [Rig::server(), Rig::proxy()] {
+            let packet = Packet::new(1, 1, IPXE).option(82, &agent).giaddr([10, 0, 0, 250]);
+            let actions = rig.actions(&packet);
+            let Action::Send(reply) = &actions[0] else { panic!("{actions:?}") };
+            assert!(reply.bytes.len() <= 548, "{}", reply.bytes.len());
+            // Repeated options are joined when they are read (RFC 3396).
+            assert_eq!(Options::of(&reply.bytes).get(82), Some(&agent[..]), "{length}");
+        }
+    }
+}
+
 #[test]
 fn options_that_do_not_fit_stand_in_the_header_fields_of_a_reply_without_a_boot() {
     let text = |code: u8, length: usize| (code, vec![code; length]);

@@ -21,6 +21,9 @@ pub struct Document {
     pub faults: Vec<FaultCount>,
     /// One entry a VM, in the plan's order.
     pub vms: Vec<VmLine>,
+    /// Lines of real consoles that tell how the guests ran; only where there is a real Xen.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub proof: Vec<String>,
     /// What was broken on purpose; for the table.
     #[serde(skip)]
     pub broken: Option<Break>,
@@ -50,7 +53,7 @@ pub struct VmLine {
     pub reason: Option<String>,
     /// Every boot-related field is as before.
     pub restored: bool,
-    /// booted, weak or none.
+    /// booted, weak or none; on a real Xen `pv` where the booted kernel says itself that it runs as PV.
     pub evidence: String,
     /// `power_state`.
     pub power_state: String,
@@ -129,6 +132,12 @@ impl Document {
         if !self.faults.is_empty() {
             text.push('\n');
             text.push_str(&self.troubles());
+        }
+        for line in &self.proof {
+            let _ = write!(text, "\n  {line}");
+        }
+        if !self.proof.is_empty() {
+            text.push('\n');
         }
         text.push('\n');
         text.push_str(&self.sum());

@@ -29,7 +29,16 @@ fn line(name: &str, state: Option<&str>, states: Vec<Timed>) -> VmLine {
 
 fn document(vms: Vec<VmLine>) -> Document {
     let faults = vec![FaultCount { name: "server-killed".to_owned(), planned: 2, fired: 2 }];
-    Document { ok: true, seed: 7, xenapi_calls: 12, server_kills: 2, faults, vms, broken: None }
+    Document {
+        ok: true,
+        seed: 7,
+        xenapi_calls: 12,
+        server_kills: 2,
+        faults,
+        vms,
+        proof: vec![],
+        broken: None,
+    }
 }
 
 fn sample() -> Document {

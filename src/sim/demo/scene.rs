@@ -77,6 +77,7 @@ impl Scene {
             server_kills: counts.kills,
             faults,
             vms,
+            proof: Vec::new(),
             broken: options.broken,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{network::SERVER, scene::DISK};
+use super::{layout::profile_section, network::SERVER, scene::DISK};
 
 /// An installer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -104,32 +104,25 @@ impl Installer {
         self.profiles().iter().cycle().nth(number % self.profiles().len()).map_or("", |profile| profile.name)
     }
 
-    /// The profiles and deadlines of the server's configuration. `key`: what the mirror is signed with, base64.
+    /// Lines of `[deadlines]`.
+    pub const fn deadlines(self) -> &'static str {
+        match self {
+            Self::Mini => "",
+            // An emulated processor takes its time.
+            Self::Debian => {
+                "dhcp = \"10m\"\nkernel = \"20m\"\nanswer = \"1h\"\nfirst_stage = \"1h\"\ninstall = \"3h\"\n\
+                 halt_after_report = \"20m\"\npv_start = \"10m\"\nevidence = \"30m\"\n"
+            }
+        }
+    }
+
+    /// The profiles of the server's configuration. `key`: what the mirror is signed with, base64.
     pub fn sections(self, key: &str) -> String {
         match self {
-            Self::Mini => {
-                self.profiles().iter().map(mini).collect::<String>() + "\n[deadlines]\npoll = \"1s\"\n"
-            }
+            Self::Mini => self.profiles().iter().map(|p| profile_section(p.name, p.fetch, "ttyS0")).collect(),
             Self::Debian => debian(key),
         }
     }
-}
-
-fn mini(profile: &Profile) -> String {
-    let Profile { name, fetch } = profile;
-    format!(
-        r#"
-[profile.{name}]
-kernel = "vmlinuz"
-initrd = ["initrd.gz", "rootfs.cpio"]
-args = "console=ttyS0 panic=5 url={{{{ answer_url }}}} BOOTIF=01-{{{{ machine.mac|replace(':', '-') }}}}"
-answer = "mini.j2"
-fetch = "{fetch}"
-completion = "report"
-evidence = "report"
-disk = "{DISK}"
-"#
-    )
 }
 
 /// The package mirror's address, on the bridge: another machine as far as guests can tell.
@@ -157,18 +150,6 @@ system_kernel_args = "console=ttyS0 no_timer_check"
 
 [syslog]
 listen = "{SERVER}:514"
-
-# An emulated processor takes its time.
-[deadlines]
-poll = "1s"
-dhcp = "10m"
-kernel = "20m"
-answer = "30m"
-first_stage = "1h"
-install = "3h"
-halt_after_report = "20m"
-pv_start = "10m"
-evidence = "30m"
 "#
     )
 }
@@ -194,7 +175,7 @@ mod tests {
     #[test]
     fn the_debian_profile_names_the_mirror_and_its_key() {
         let sections = Installer::Debian.sections("a2V5");
-        for line in ["mirror_host = \"10.77.0.2\"", "mirror_key = \"a2V5\"", "install = \"3h\""] {
+        for line in ["mirror_host = \"10.77.0.2\"", "mirror_key = \"a2V5\"", "base = \"debian\""] {
             assert!(sections.lines().any(|written| written == line), "{line}");
         }
     }

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::Path};
 use super::{
     installer::{Installer, MIRROR},
     network::{BRIDGE, NETMASK, RANGE, SERVER},
+    scene::DISK,
 };
 
 /// The configuration's path beneath the lab's folder.
@@ -23,29 +24,46 @@ pub struct Served<'a> {
     pub at_once: u16,
     /// `tftp.engine`.
     pub tftp_engine: &'a str,
-    /// What the VMs are installed with.
-    pub installer: Installer,
-    /// What the package mirror is signed with, base64; empty where there is none.
-    pub mirror_key: &'a str,
+    /// Lines of `[deadlines]` beside `poll`.
+    pub deadlines: &'a str,
 }
 
-/// The configuration for a simulated pool at `pool`; `www` holds kernel and initrds, `names` are the VMs.
+/// The configuration for a simulated pool at `pool`; `www` holds kernel and initrds, `names` are the VMs. The last: what
+/// they are installed with, and what the package mirror is signed with, base64 (empty where there is none).
 pub fn config<'a>(
     folder: &Path,
     www: &Path,
     pool: SocketAddr,
     names: impl Iterator<Item = &'a str>,
     served: &Served<'_>,
+    (installer, mirror_key): (Installer, &str),
 ) -> String {
-    let installer = served.installer;
     let machines = names
         .enumerate()
         .map(|(number, name)| format!("\n[machine.{name}]\nprofile = \"{}\"\n", installer.profile(number)));
-    base(folder, www, pool, served) + &installer.sections(served.mirror_key) + &machines.collect::<String>()
+    base(folder, www, pool, served) + &installer.sections(mirror_key) + &machines.collect::<String>()
 }
 
-fn base(folder: &Path, www: &Path, pool: SocketAddr, served: &Served<'_>) -> String {
-    let Served { at_once, tftp_engine, .. } = served;
+/// The mini installer as a profile; `console`: the kernel's, such as `ttyS0`.
+pub(in crate::sim) fn profile_section(name: &str, fetch: &str, console: &str) -> String {
+    format!(
+        r#"
+[profile.{name}]
+kernel = "vmlinuz"
+initrd = ["initrd.gz", "rootfs.cpio"]
+args = "console={console} panic=5 url={{{{ answer_url }}}} BOOTIF=01-{{{{ machine.mac|replace(':', '-') }}}}"
+answer = "mini.j2"
+fetch = "{fetch}"
+completion = "report"
+evidence = "report"
+disk = "{DISK}"
+"#
+    )
+}
+
+/// The configuration without profiles and machines.
+pub(in crate::sim) fn base(folder: &Path, www: &Path, pool: SocketAddr, served: &Served<'_>) -> String {
+    let Served { at_once, tftp_engine, deadlines } = served;
     let (first, last) = RANGE;
     format!(
         r#"# Written by `bootflip lab`.
@@ -85,7 +103,10 @@ socket = "{folder}/{ADMIN_SOCKET}"
 [limits]
 installs_per_pool = {at_once}
 installs_per_host = {at_once}
-"#,
+
+[deadlines]
+poll = "1s"
+{deadlines}"#,
         folder = folder.display(),
         www = www.display(),
     )
@@ -111,9 +132,15 @@ mod tests {
     #[test]
     fn the_configuration_holds_its_folders_and_no_open_brace() {
         let names = ["lab-01", "lab-02"].into_iter();
-        let served =
-            Served { at_once: 2, tftp_engine: "async-tftp", installer: Installer::Mini, mirror_key: "" };
-        let text = config(Path::new("/f"), Path::new("/w"), ([127, 0, 0, 1], 4000).into(), names, &served);
+        let served = Served { at_once: 2, tftp_engine: "async-tftp", deadlines: "" };
+        let text = config(
+            Path::new("/f"),
+            Path::new("/w"),
+            ([127, 0, 0, 1], 4000).into(),
+            names,
+            &served,
+            (Installer::Mini, ""),
+        );
         for line in [
             "state_dir = \"/f/state\"",
             "url = \"http://127.0.0.1:4000\"",

@@ -76,7 +76,7 @@ fn parse(output: &str) -> Option<Extracted> {
 }
 
 /// The text behind `RuntimeError:`, or the last line of the traceback.
-fn last_words(errors: &str) -> String {
+pub(in crate::sim) fn last_words(errors: &str) -> String {
     let mut lines = errors.lines().rev().filter(|line| !line.trim().is_empty());
     let runtime = errors.lines().rev().find_map(|line| line.strip_prefix("RuntimeError: "));
     runtime.or_else(|| lines.next()).unwrap_or("pygrub printed no kernel").trim().to_owned()

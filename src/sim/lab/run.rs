@@ -32,7 +32,7 @@ use crate::sim::{
         jobs::{JobFeed, JobView},
         plan::DemoPlan,
         progress::Progress,
-        verdict::{Facts, judge},
+        verdict::{Facts, Verdict, judge},
     },
     pool::{DEFAULT_PASSWORD, LoggedCall, Release, VmTruth},
 };
@@ -64,6 +64,12 @@ pub enum RunError {
     /// Something of the lab itself.
     #[error(transparent)]
     Lab(#[from] LabError),
+    /// Something of the lab on a real Xen.
+    #[error(transparent)]
+    Xen(Box<crate::sim::labxen::XenLabError>),
+    /// The pool.
+    #[error("the simulated pool refuses: {0}")]
+    Pool(String),
     /// A file or folder.
     #[error("cannot write {path}")]
     Write {
@@ -157,7 +163,7 @@ pub fn simulate(
 }
 
 /// Runs `body` in a namespace and with a folder of its own, which goes unless `keep` says otherwise.
-fn apart<T: Send>(
+pub(in crate::sim) fn apart<T: Send>(
     keep: impl FnOnce(&Result<T, RunError>) -> bool,
     body: impl AsyncFnOnce(&Network, &Path) -> Result<T, RunError> + Send,
 ) -> Result<T, RunError> {
@@ -178,7 +184,7 @@ fn apart<T: Send>(
 }
 
 /// The namespace of the calling thread, as other programs reach it.
-fn namespace() -> String {
+pub(in crate::sim) fn namespace() -> String {
     format!("/proc/{}/task/{}/ns/net", std::process::id(), nix::unistd::gettid())
 }
 
@@ -190,8 +196,10 @@ fn write_configuration(
     tftp_engine: &str,
 ) -> Result<(), RunError> {
     let names = scene.before.iter().map(|vm| vm.name.as_str());
-    let served = Served { at_once, tftp_engine, installer: lab.installer(), mirror_key: &lab.mirror_key() };
-    let text = layout::config(folder, &lab.www(), scene.sim.address, names, &served);
+    let installer = lab.installer();
+    let served = Served { at_once, tftp_engine, deadlines: installer.deadlines() };
+    let key = lab.mirror_key();
+    let text = layout::config(folder, &lab.www(), scene.sim.address, names, &served, (installer, &key));
     write(&folder.join(layout::CONFIG), &text, 0o600)?;
     write(&folder.join(layout::PASSWORD), &format!("{DEFAULT_PASSWORD}\n"), 0o600)
 }
@@ -352,6 +360,7 @@ impl<'o> Bench<'o> {
             server_kills: self.server.kills,
             faults: self.faults(),
             vms,
+            proof: Vec::new(),
             broken: None,
         })
     }
@@ -408,29 +417,37 @@ impl<'o> Bench<'o> {
         let mut verdict = judge(plan, Facts { index, before, after: &after, booted_domid, log });
         verdict.complaints.extend(self.disk_complaints(&after.uuid)?);
         let job = self.jobs.get(&after.uuid);
-        Ok(VmLine {
-            state: job.map(|job| job.state.clone()),
-            reason: job.and_then(|job| job.reason.clone()),
-            restored: verdict.restored,
-            evidence: verdict.evidence.label().to_owned(),
-            attempts: job.map_or(0, |job| job.attempt),
-            starts: Starts {
-                hvm: after.hvm_starts - before.hvm_starts,
-                pv: after.pv_starts - before.pv_starts,
-            },
-            states: job.map(|job| job.states.clone()).unwrap_or_default(),
-            stages: job.map(|job| job.stages.clone()).unwrap_or_default(),
-            complaints: verdict.complaints,
-            profile: self.options.installer.profile(index).to_owned(),
-            name: after.name,
-            uuid: after.uuid,
-            power_state: after.power_state,
-            domain_type: after.domain_type,
-            hvm_boot_policy: after.hvm_boot_policy,
-            hvm_boot_params: after.hvm_boot_params,
-            pv_bootloader: after.pv_bootloader,
-            claim: after.claim,
-        })
+        Ok(vm_line(before, after, verdict, job, self.options.installer.profile(index)))
+    }
+}
+
+/// A VM of the document: its records, the verdict on them, and the job as the server told it.
+pub(in crate::sim) fn vm_line(
+    before: &VmTruth,
+    after: VmTruth,
+    verdict: Verdict,
+    job: Option<&JobView>,
+    profile: &str,
+) -> VmLine {
+    VmLine {
+        state: job.map(|job| job.state.clone()),
+        reason: job.and_then(|job| job.reason.clone()),
+        restored: verdict.restored,
+        evidence: verdict.evidence.label().to_owned(),
+        attempts: job.map_or(0, |job| job.attempt),
+        starts: Starts { hvm: after.hvm_starts - before.hvm_starts, pv: after.pv_starts - before.pv_starts },
+        states: job.map(|job| job.states.clone()).unwrap_or_default(),
+        stages: job.map(|job| job.stages.clone()).unwrap_or_default(),
+        complaints: verdict.complaints,
+        profile: profile.to_owned(),
+        name: after.name,
+        uuid: after.uuid,
+        power_state: after.power_state,
+        domain_type: after.domain_type,
+        hvm_boot_policy: after.hvm_boot_policy,
+        hvm_boot_params: after.hvm_boot_params,
+        pv_bootloader: after.pv_bootloader,
+        claim: after.claim,
     }
 }
 
@@ -441,7 +458,7 @@ fn make_folder() -> Result<PathBuf, RunError> {
     Ok(folder)
 }
 
-fn write(path: &Path, text: &str, mode: u32) -> Result<(), RunError> {
+pub(in crate::sim) fn write(path: &Path, text: &str, mode: u32) -> Result<(), RunError> {
     let written = std::fs::OpenOptions::new()
         .write(true)
         .create_new(true)

@@ -25,6 +25,8 @@ impl Pool {
             "pygrub" => match self.first_bootable(vm) {
                 None => internal("there is no bootable device"),
                 Some(DiskKind::Cd) => failed(NO_SYSTEM),
+                // The real one, outside, reads the real disk.
+                Some(DiskKind::Disk) if self.outside.is_some() => Ok(()),
                 Some(DiskKind::Disk) => match self.boot_disks.get(self.db.text(Class::Vm, vm, "uuid")) {
                     Some(Ok(())) => Ok(()),
                     Some(Err(words)) => failed(words),

@@ -145,7 +145,7 @@ impl Pool {
         if let Some(op) = Op::named(message) {
             let done = Order::read(op, params).and_then(|order| {
                 self.check_order(&order)?;
-                self.carry_out(now, &order)
+                self.carry_out_or_ask(now, order)
             });
             return Some(done.map(|()| Value::void()));
         }

@@ -4,11 +4,12 @@
 //! Invariants: the same seed and the same calls give the same pool; a VM has at most one domain, and domains are
 //! the truth that `power_state`, `domid` and the metrics only follow. Where things are: `schema` and `release`
 //! which fields exist, `messages` which messages and who may send them, `db` the rows, `calls` what messages do,
-//! `sessions` logins, `power` starts, stops and guests, `hosts` where domains fit, `bootloader` what pygrub finds,
+//! `sessions` logins, `power` starts, stops and guests, `build` what a domain is built from, `outside` domains that another body runs, `hosts` where domains fit, `bootloader` what pygrub finds,
 //! `load` a pool from a real database, `create`, `devices`, `sizes` VMs that are made, `follow` how records follow domains, `tasks` the queue, `events` event.from, `populate` what a pool and a VM
 //! consist of.
 
 mod bootloader;
+mod build;
 mod calls;
 mod create;
 mod db;
@@ -20,6 +21,7 @@ mod getters;
 mod hosts;
 mod load;
 mod messages;
+mod outside;
 mod populate;
 mod power;
 mod release;
@@ -39,6 +41,7 @@ use std::{
 
 pub use load::LoadError;
 pub use messages::{FieldFacts, MessageFacts};
+pub use outside::{DomainAct, DomainOrder};
 pub use release::{Api, Release};
 pub use spec::{
     BootMode, Caller, DiskKind, DiskSpec, DomainStart, DomainTruth, GuestAct, HostSpec, LoggedCall,
@@ -115,6 +118,8 @@ pub struct Pool {
     epoch: u32,
     /// Tokens from before this revision are refused.
     events_lost_to: u64,
+    /// Domains are run by a body outside.
+    outside: Option<outside::Outside>,
 }
 
 #[derive(Debug)]
@@ -172,6 +177,7 @@ impl Pool {
             certificate: String::new(),
             epoch: 1,
             events_lost_to: 0,
+            outside: None,
         };
         pool.add_account(DEFAULT_USER, Secret::new(DEFAULT_PASSWORD.to_owned()), Role::PoolAdmin);
         pool
@@ -425,8 +431,10 @@ impl Pool {
     }
 
     /// Whether xapi takes its time over this message (without `Async.`): a body begins it as a task and waits.
-    pub fn is_slow(method: &str) -> bool {
-        method.strip_prefix("VM.").and_then(Op::named).is_some_and(Op::is_slow)
+    /// Where domains are run outside, nothing that acts on one is done at once.
+    pub fn is_slow(&self, method: &str) -> bool {
+        let op = method.strip_prefix("VM.").and_then(Op::named);
+        op.is_some_and(|op| op.is_slow() || self.outside.is_some())
     }
 
     /// Every session ends.

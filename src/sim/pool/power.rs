@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{
     Pool,
+    build::{Birth, Born},
     calls::{date, flag_param, text_param},
     hosts::BootKind,
     schema::Class,
@@ -33,11 +34,11 @@ pub(super) struct Domain {
     /// It was handed to the body that plays guests.
     pub(super) told: bool,
     /// The guest ended by itself; the toolstack has not noticed yet, or builds it again.
-    exiting: bool,
+    pub(super) exiting: bool,
     /// A guest agent runs: clean shutdown works.
     pub(super) agent: bool,
     /// Xapi takes it for an HVM domain; it may be wrong after a reboot into another mode.
-    believed_hvm: bool,
+    pub(super) believed_hvm: bool,
     /// Platform flags that the emulator was not given.
     pub(super) lacks: Vec<&'static str>,
     /// Its disks were lost at a reboot into another mode.
@@ -138,12 +139,14 @@ pub(super) struct Order {
     pub(super) host: Option<String>,
     /// The task that waits for it.
     pub(super) task: Option<TaskEntry>,
+    /// The domain that the body outside built for it.
+    pub(super) born: Option<Born>,
 }
 
 impl Order {
     /// An order to be checked, not carried out.
     pub(super) fn of(op: Op, vm: &str) -> Self {
-        Self { op, vm: vm.to_owned(), paused: false, host: None, task: None }
+        Self { op, vm: vm.to_owned(), paused: false, host: None, task: None, born: None }
     }
 
     /// Reads the parameters of the message.
@@ -159,20 +162,8 @@ impl Order {
             | Op::Pause
             | Op::Unpause => (None, false),
         };
-        Ok(Self { op, vm, paused, host, task: None })
+        Ok(Self { op, vm, paused, host, task: None, born: None })
     }
-}
-
-/// How a domain is to be built.
-#[derive(Debug, Default)]
-struct Birth {
-    host: String,
-    paused: bool,
-    /// By `VM.start`, not by a reboot.
-    by_start: bool,
-    /// What xapi thought of the domain before a reboot.
-    believed_hvm: bool,
-    diskless: bool,
 }
 
 /// The policy that boots HVM on every release.
@@ -251,7 +242,7 @@ impl Pool {
         }
     }
 
-    fn check_power_state(&self, op: Op, vm: &str) -> Result<(), Failure> {
+    pub(super) fn check_power_state(&self, op: Op, vm: &str) -> Result<(), Failure> {
         let actual = self.db.text(Class::Vm, vm, "power_state");
         if op.states().contains(&actual) {
             return Ok(());
@@ -274,12 +265,12 @@ impl Pool {
             Op::CleanShutdown | Op::HardShutdown => {
                 self.stale.remove(vm);
                 self.db.set(now, Class::Vm, vm, "ha_always_run", Value::Bool(false));
-                self.end_as_written(now, vm, "actions_after_shutdown", "destroy")
+                self.end_as_written(now, order, "actions_after_shutdown", "destroy")
             }
             Op::CleanReboot | Op::HardReboot => {
                 self.check_power_state(Op::HardReboot, vm)?;
                 self.stale.remove(vm);
-                self.end_as_written(now, vm, "actions_after_reboot", "restart")
+                self.end_as_written(now, order, "actions_after_reboot", "restart")
             }
             Op::Pause => self.set_paused(now, vm, Op::Pause),
             Op::Unpause => self.set_paused(now, vm, Op::Unpause),
@@ -290,16 +281,17 @@ impl Pool {
     fn end_as_written(
         &mut self,
         now: Timestamp,
-        vm: &str,
+        order: &Order,
         setting: &str,
         usual: &str,
     ) -> Result<(), Failure> {
+        let vm = order.vm.as_str();
         let written = self.db.text(Class::Vm, vm, setting).to_owned();
         let action = if self.release.runs_domains_itself() { written.as_str() } else { usual };
         let restarts = action == "restart";
         self.record_end(now, vm, if usual == "restart" { "rebooted" } else { "halted" }, "external", action);
         if restarts && self.domains.contains_key(vm) {
-            return self.rebuild(now, vm);
+            return self.rebuild(now, vm, order.born.clone());
         }
         self.halt(now, vm);
         Ok(())
@@ -343,7 +335,7 @@ impl Pool {
         if matches!(written, "" | "unspecified") { by_policy } else { written }.to_owned()
     }
 
-    fn planned_mode(&self, vm: &str) -> (BootKind, String) {
+    pub(super) fn planned_mode(&self, vm: &str) -> (BootKind, String) {
         let kind = self.planned_kind(vm);
         (if kind == "hvm" { BootKind::Hvm } else { BootKind::Pv }, kind)
     }
@@ -355,7 +347,17 @@ impl Pool {
             return Err(Failure::new("DOMAIN_EXISTS", &[vm, &domain.domid.to_string()]));
         }
         let host = self.choose_host(vm, order.host.as_deref())?;
-        self.build(now, vm, Birth { host, paused: order.paused, by_start: true, ..Birth::default() })
+        self.build(
+            now,
+            vm,
+            Birth {
+                host,
+                paused: order.paused,
+                by_start: true,
+                born: order.born.clone(),
+                ..Birth::default()
+            },
+        )
     }
 
     /// The domain of a VM that runs since before the model began, at this host and domid where they are known;
@@ -382,148 +384,18 @@ impl Pool {
         self.follow_domain(RAN_BEFORE, vm);
     }
 
-    fn new_domain(
-        &mut self,
-        vm: &str,
-        (mode, kind): (BootMode, String),
-        host: String,
-        started: Timestamp,
-    ) -> Domain {
-        let domid = self.next_domid;
-        self.next_domid += 1;
-        let memory = self.memory_of(vm) + self.overhead_of(vm, &kind);
-        Domain {
-            domid,
-            born_as: domid,
-            believed_hvm: mode != BootMode::Pv,
-            mode,
-            kind,
-            host,
-            memory,
-            started,
-            paused: false,
-            told: false,
-            exiting: false,
-            agent: false,
-            lacks: Vec::new(),
-            diskless: false,
-        }
-    }
-
-    fn build(&mut self, now: Timestamp, vm: &str, birth: Birth) -> Result<(), Failure> {
-        let (boot, kind) = self.planned_mode(vm);
-        let mode = match boot {
-            BootKind::Pv => {
-                self.check_xen_takes_pv(vm, &kind)?;
-                if birth.diskless {
-                    return Err(Failure::new("INTERNAL_ERROR", &["there is no bootable device"]));
-                }
-                self.run_bootloader(vm)?;
-                BootMode::Pv
-            }
-            BootKind::Hvm => {
-                self.check_policy(vm)?;
-                let order =
-                    self.db.map_of(Class::Vm, vm, "HVM_boot_params").remove("order").unwrap_or_default();
-                BootMode::Hvm { order: if order.is_empty() { "cd".to_owned() } else { order } }
-            }
-        };
-        let uuid = self.db.text(Class::Vm, vm, "uuid").to_owned();
-        let built = self.built.entry(uuid).or_default();
-        match boot {
-            BootKind::Hvm => built.0 += 1,
-            BootKind::Pv => built.1 += 1,
-        }
-        let lacks = if boot == BootKind::Hvm { self.flags_off(vm) } else { Vec::new() };
-        let keeps_note = !birth.by_start && self.release.notes_mode_at_start_only();
-        let domain = self.new_domain(vm, (mode, kind), birth.host, now);
-        let believed_hvm = if keeps_note { birth.believed_hvm } else { domain.believed_hvm };
-        let domain = Domain { paused: birth.paused, diskless: birth.diskless, believed_hvm, lacks, ..domain };
-        self.domains.insert(vm.to_owned(), domain);
-        self.write_boot_side_effects(now, vm, boot);
-        self.follow_domain(now, vm);
-        let at = now + self.rng.between(self.timing.start_time_lag);
-        self.schedule(at, Due::StartTime { vm: vm.to_owned(), started: now });
-        if !birth.paused {
-            self.tell_start(vm, false);
-        }
-        Ok(())
-    }
-
-    /// To 6.0 only the exact text boots HVM (XA56 vmops.ml).
-    fn check_policy(&self, vm: &str) -> Result<(), Failure> {
-        let policy = self.db.text(Class::Vm, vm, "HVM_boot_policy");
-        if self.release.runs_domains_itself() && policy != BIOS_ORDER {
-            let words = format!("Failure(\"unsupported HVM_boot_policy: {policy}\")");
-            return Err(Failure::new("INTERNAL_ERROR", &[&words]));
-        }
-        Ok(())
-    }
-
-    /// Xen without PV cannot make the domain; Xen without 32-bit PV finds out when it loads the kernel.
-    fn check_xen_takes_pv(&self, vm: &str, kind: &str) -> Result<(), Failure> {
-        if !self.release.runs_pv() && kind != "pvh" {
-            let words = "xenopsd internal error: Xenctrl.Error(\"22: Invalid argument\")";
-            return Err(Failure::new("INTERNAL_ERROR", &[words]));
-        }
-        let is_32 = self.bits32.contains(self.db.text(Class::Vm, vm, "uuid"));
-        if kind == "pv" && is_32 && !self.hosts.iter().any(|host| host.spec.pv32) {
-            let words = "guest type xen-3.0-x86_32p not supported by xen kernel, sorry";
-            return Err(Failure::new("DOMAIN_BUILDER_ERROR", &["xc_dom_compat_check", "22", words]));
-        }
-        Ok(())
-    }
-
-    /// To 6.0 the emulator has just the flags that are written; later they default to on.
-    fn flags_off(&self, vm: &str) -> Vec<&'static str> {
-        if !self.release.runs_domains_itself() {
-            return Vec::new();
-        }
-        let platform = self.db.map_of(Class::Vm, vm, "platform");
-        let is_on = |flag: &&str| platform.get(*flag).is_some_and(|value| value == "true" || value == "1");
-        ["acpi", "apic", "pae"].into_iter().filter(|flag| !is_on(flag)).collect()
-    }
-
-    /// What xapi itself writes into the record at a start.
-    fn write_boot_side_effects(&mut self, now: Timestamp, vm: &str, boot: BootKind) {
-        self.note_overhead(now, vm);
-        if self.release.runs_domains_itself() {
-            let is_32 = self.bits32.contains(self.db.text(Class::Vm, vm, "uuid"));
-            let arch = match boot {
-                BootKind::Hvm => "hvm",
-                BootKind::Pv if is_32 => "x32",
-                BootKind::Pv => "x64",
-            };
-            self.db.set_text(now, Class::Vm, vm, "domarch", arch);
-        }
-        if self.db.text(Class::Vm, vm, "domain_type") == "unspecified" {
-            let (_, kind) = self.planned_mode(vm);
-            self.db.set_text(now, Class::Vm, vm, "domain_type", &kind);
-        }
-        if boot == BootKind::Hvm {
-            let mut platform = self.db.map_of(Class::Vm, vm, "platform");
-            if self.release.writes_device_model {
-                platform
-                    .entry("device-model".to_owned())
-                    .or_insert_with(|| "qemu-upstream-compat".to_owned());
-            }
-            platform.entry("timeoffset".to_owned()).or_insert_with(|| "0".to_owned());
-            self.db.set(now, Class::Vm, vm, "platform", Value::map(&platform));
-        }
-    }
-
     fn is_deaf(&self, vm: &str) -> bool {
         self.deaf.contains(self.db.text(Class::Vm, vm, "uuid"))
     }
 
     /// Ends the domain; the VM is Halted.
-    fn halt(&mut self, now: Timestamp, vm: &str) {
+    pub(super) fn halt(&mut self, now: Timestamp, vm: &str) {
         self.domains.remove(vm);
         self.follow_domain(now, vm);
     }
 
     /// A reboot: a new domain on the same host, from the record as it is now. A failure leaves the VM Halted.
-    fn rebuild(&mut self, now: Timestamp, vm: &str) -> Result<(), Failure> {
+    pub(super) fn rebuild(&mut self, now: Timestamp, vm: &str, born: Option<Born>) -> Result<(), Failure> {
         let Some(old) = self.domains.remove(vm) else {
             return Err(Failure::new("VM_BAD_POWER_STATE", &[vm, "running", "halted"]));
         };
@@ -532,6 +404,7 @@ impl Pool {
             diskless: old.diskless || flipped && self.release.names_disks_by_mode(),
             believed_hvm: old.believed_hvm,
             host: old.host,
+            born,
             ..Birth::default()
         };
         let outcome = self.build(now, vm, birth);
@@ -578,12 +451,12 @@ impl Pool {
         self.schedule(at, Due::Rebuild { vm: vm.to_owned(), domid });
     }
 
-    pub(super) fn rebuild_after_exit(&mut self, now: Timestamp, vm: &str, domid: u32) {
+    pub(super) fn rebuild_after_exit(&mut self, now: Timestamp, vm: &str, domid: u32, born: Option<Born>) {
         if self.domains.get(vm).is_none_or(|domain| domain.born_as != domid) {
             return;
         }
         // Nobody asked over the API, so nobody is told why a rebuild failed: the VM is just Halted.
-        drop(self.rebuild(now, vm));
+        drop(self.rebuild(now, vm, born));
         if self.domains.get(vm).is_some_and(|domain| domain.mode != BootMode::Pv) {
             *self.rebuilt.entry(self.db.text(Class::Vm, vm, "uuid").to_owned()).or_default() += 1;
         }

@@ -64,7 +64,7 @@ impl Pool {
                 Due::Finish { task, outcome } => self.finish_task(at, &task, outcome),
                 Due::StartTime { vm, started } => self.write_start_time(at, &vm, started),
                 Due::GuestExit { vm, domid, act } => self.guest_exited(at, &vm, domid, &act),
-                Due::Rebuild { vm, domid } => self.rebuild_after_exit(at, &vm, domid),
+                Due::Rebuild { vm, domid } => self.rebuild_in_time(at, vm, domid),
             }
         }
         self.collect_tasks(now);
@@ -128,7 +128,14 @@ impl Pool {
 
     /// An operation's time is over: it happens, and its task ends.
     fn finish_order(&mut self, now: Timestamp, order: Order) {
-        let outcome = self.carry_out(now, &order);
+        if let Some(order) = self.ask_outside(order) {
+            let outcome = self.carry_out(now, &order);
+            self.end_order(now, &order, outcome);
+        }
+    }
+
+    /// What came of an operation: its task ends.
+    pub(super) fn end_order(&mut self, now: Timestamp, order: &Order, outcome: Result<(), Failure>) {
         let Some(task) = &order.task else { return };
         self.note_operation(now, &order.vm, &task.reference, None);
         self.finish_task(now, task, outcome.map(|()| String::new()));

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 mod create;
+mod outside;
 mod power;
 mod releases;
 mod sessions;

@@ -86,7 +86,7 @@ impl Member {
 
     /// One call, done by the pool; waits where xapi waits.
     async fn carry_out(&self, method: &str, params: &[Value]) -> Result<Result<Value, Failure>, Closed> {
-        if Pool::is_slow(method) {
+        if self.pool.locked(|pool, _| pool.is_slow(method)) {
             return self.finish(method, params).await;
         }
         if method == Method::EventFrom.name() {

@@ -37,7 +37,7 @@ pub use self::{
 };
 use super::{
     faults::{Fault, FaultPlan, Tally},
-    pool::{DomainStart, Pool},
+    pool::{DomainOrder, DomainStart, Pool},
 };
 
 /// How many starts may wait for the body that plays guests; more are dropped.
@@ -115,6 +115,8 @@ pub struct SimServer {
     pub pool: SharedPool,
     /// Domains that began to run; the body that plays guests takes them.
     pub starts: mpsc::Receiver<DomainStart>,
+    /// What is asked of a body that runs domains outside; none where the model runs them.
+    pub orders: mpsc::Receiver<DomainOrder>,
     faults: SharedFaults,
     stop: CancellationToken,
 }
@@ -149,9 +151,10 @@ impl SimServer {
             };
             tokio::spawn(stop.clone().run_until_cancelled_owned(accept(door, member, stop.clone())));
         }
-        let (sender, starts) = mpsc::channel(STARTS_LIMIT);
-        tokio::spawn(stop.clone().run_until_cancelled_owned(drive(pool.clone(), sender)));
-        Ok(Self { address, members, certificates, pool, starts, faults, stop })
+        let (to_guests, starts) = mpsc::channel(STARTS_LIMIT);
+        let (to_domains, orders) = mpsc::channel(STARTS_LIMIT);
+        tokio::spawn(stop.clone().run_until_cancelled_owned(drive(pool.clone(), to_guests, to_domains)));
+        Ok(Self { address, members, certificates, pool, starts, orders, faults, stop })
     }
 
     /// Such as `http://127.0.0.1:40123`, or `https://…`.

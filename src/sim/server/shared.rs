@@ -15,7 +15,7 @@ use crate::{
     clock::{Clock, SystemClock, Timestamp},
     sim::{
         faults::{Fault, FaultPlan},
-        pool::{DomainStart, Pool},
+        pool::{DomainOrder, DomainStart, Pool},
     },
 };
 
@@ -109,13 +109,24 @@ impl SharedFaults {
         }
     }
 }
-/// Lets due things happen by the real clock, and hands out the domains that began to run.
-pub(super) async fn drive(pool: SharedPool, starts: mpsc::Sender<DomainStart>) {
+/// Lets due things happen by the real clock, and hands out the domains that began to run and what is asked of a body
+/// outside.
+pub(super) async fn drive(
+    pool: SharedPool,
+    starts: mpsc::Sender<DomainStart>,
+    orders: mpsc::Sender<DomainOrder>,
+) {
     loop {
-        let (begun, due, now) = pool.locked(|pool, now| {
+        let (begun, asked, due, now) = pool.locked(|pool, now| {
             pool.advance(now);
-            (pool.take_starts(), pool.next_due(), now)
+            (pool.take_starts(), pool.take_orders(), pool.next_due(), now)
         });
+        for order in asked {
+            // A pool that asks has a body; one that is gone ends the lab.
+            if let Err(error) = orders.try_send(order) {
+                debug!(%error, "nobody runs this domain");
+            }
+        }
         for start in begun {
             // Where nobody plays guests, domains still start and stop.
             if let Err(error) = starts.try_send(start) {

@@ -216,7 +216,12 @@ impl Ledger {
     fn before_start(&mut self, job: &Job) {
         match job.state {
             State::Booting => drop(self.unready.remove(&job.vm_uuid)),
-            State::Starting if self.unready.contains(&job.vm_uuid) && !job.options.stay_hvm => {
+            // After a rescue the VM starts as it was, whatever the rescue system says of itself.
+            State::Starting
+                if self.unready.contains(&job.vm_uuid)
+                    && !job.options.stay_hvm
+                    && job.profile.kind == crate::config::ProfileKind::Install =>
+            {
                 self.violation("PV", "a system that says it is not ready is started as PV");
             }
             _ => {}

@@ -12,8 +12,7 @@ use std::{
 use bootflip::{
     provision::readiness::{Document, Verdict, judge},
     sim::lab::{
-        Installer,
-        Lab,
+        Installer, Lab,
         pygrub::{self, Extracted, PygrubError},
     },
     xen::version::XenVersion,
