@@ -3,16 +3,20 @@
 CARGO ?= cargo
 ARGS ?=
 LAB ?= target/lab
+LAB_INSTALL ?= target/lab-install
 LAB_XEN ?= target/lab-xen
 SECONDS ?= 60
 
-.PHONY: help build demo lab lab-xen bench fuzz test test-full check-tools
+.PHONY: help build demo lab lab-install lab-xen bench fuzz test test-full check-tools
 
 help:
 	@echo "make demo [ARGS=...]   the whole cycle on loopback; needs Rust and a C compiler, no root"
 	@echo "                       ARGS: --vms N, --seed S, --faults, --json"
 	@echo "make lab [ARGS=...]    the whole cycle in QEMU with real firmware, installer and pygrub; root, Debian"
 	@echo "                       ARGS: --vms N, --json"
+	@echo "make lab-install [ARGS=...]"
+	@echo "                       Debian's own installer, unmodified, in QEMU: half an hour and more; root, Debian"
+	@echo "                       ARGS: --faults (a SIGKILL of the server in the middle), --json"
 	@echo "make lab-xen [ARGS=...] a PV guest of a real Xen (in QEMU) is installed anew and comes back as PV; root, Debian"
 	@echo "                       ARGS: --faults, --json"
 	@echo "make bench [ARGS=...]  beside dnsmasq, tftpd-hpa, atftpd, Kea and nginx: ratios, target/bench.json; root, Debian"
@@ -45,6 +49,12 @@ lab: check-tools
 	@tests/lab/prepare.sh $(LAB) 1>&2
 	@$(CARGO) build --locked 1>&2
 	@target/debug/bootflip lab --dir $(LAB) $(ARGS)
+
+lab-install: check-tools
+	@[ "$$(id -u)" = 0 ] || { echo "make lab-install needs root: it makes a network namespace"; exit 1; }
+	@tests/labinstall/prepare.sh $(LAB_INSTALL) 1>&2
+	@$(CARGO) build --locked 1>&2
+	@target/debug/bootflip lab --installer debian --dir $(LAB_INSTALL) $(ARGS)
 
 lab-xen: check-tools
 	@[ "$$(id -u)" = 0 ] || { echo "make lab-xen needs root: it makes a network namespace"; exit 1; }

@@ -8,6 +8,7 @@ use clap::Args;
 use super::{Answer, Ended, Stop, print};
 use crate::sim::{
     lab::{
+        Installer,
         run::{self, LabOptions},
         scene::MAX_VMS,
     },
@@ -17,15 +18,21 @@ use crate::sim::{
 /// The whole cycle in QEMU: a simulated pool whose VMs boot real firmware, and real pygrub. Needs root.
 #[derive(Debug, Clone, Args)]
 pub struct LabArgs {
-    /// The folder that tests/lab/prepare.sh filled.
+    /// The folder that tests/lab/prepare.sh filled (for Debian's installer: tests/labinstall/prepare.sh).
     #[arg(long, value_name = "DIR", default_value = "target/lab")]
     dir: PathBuf,
-    /// How many VMs.
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_VMS)))]
-    vms: u16,
+    /// What is installed: "mini", half a minute, or "debian", Debian's own installer, half an hour.
+    #[arg(long, value_name = "NAME", value_enum, default_value_t = Installer::Mini)]
+    installer: Installer,
+    /// How many VMs; default: 2, and 1 with Debian's installer.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_VMS)))]
+    vms: Option<u16>,
     /// What serves TFTP: "own" or "async-tftp".
     #[arg(long, value_name = "ENGINE", default_value = "own", value_parser = ["own", "async-tftp"])]
     tftp_engine: String,
+    /// Kills the server in the middle, at stages that the installer reports.
+    #[arg(long)]
+    faults: bool,
     /// Prints one JSON document at the end, and nothing else.
     #[arg(long)]
     json: bool,
@@ -38,7 +45,12 @@ pub struct LabArgs {
 pub async fn run(args: &LabArgs) -> anyhow::Result<bool> {
     let options = LabOptions {
         lab: args.dir.clone(),
-        vms: args.vms,
+        installer: args.installer,
+        vms: args.vms.unwrap_or(match args.installer {
+            Installer::Mini => 2,
+            Installer::Debian => 1,
+        }),
+        faults: args.faults,
         tftp_engine: args.tftp_engine.clone(),
         json: args.json,
         program: std::env::current_exe().context("cannot tell where this program is")?,

@@ -18,7 +18,7 @@ use axum::{
 use bootflip::{
     sim::{
         lab::{
-            Body, Lab, Network, Scene,
+            Body, Installer, Lab, Network, Scene,
             network::{self, NETMASK, RANGE, SERVER},
             run::{self, LabOptions},
         },
@@ -35,7 +35,7 @@ fn lab_or_skip() -> Option<PathBuf> {
     let folder = std::env::var_os("BOOTFLIP_LAB")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/lab"), PathBuf::from);
     let why = if nix::unistd::geteuid().is_root() {
-        match Lab::open(&folder) {
+        match Lab::open(&folder, Installer::Mini) {
             Ok(_) => return Some(folder),
             Err(error) => error.to_string(),
         }
@@ -100,8 +100,16 @@ fn responder(lab: &Lab, url: &str, told: Arc<Told>) -> Router {
 fn a_vm_with_real_firmware_is_flipped_installed_restored_and_boots_by_pygrub() {
     let Some(folder) = lab_or_skip() else { return };
     let program = env!("CARGO_BIN_EXE_bootflip").into();
-    let options =
-        LabOptions { lab: folder, vms: 1, tftp_engine: "own".into(), json: true, program, keep: false };
+    let options = LabOptions {
+        lab: folder,
+        installer: Installer::Mini,
+        vms: 1,
+        tftp_engine: "own".into(),
+        faults: false,
+        json: true,
+        program,
+        keep: false,
+    };
     let document = run::run(&options).unwrap();
     let vm = &document.vms[0];
     assert!(document.ok, "{}", document.table());
@@ -117,7 +125,7 @@ fn a_vm_with_real_firmware_is_flipped_installed_restored_and_boots_by_pygrub() {
 #[ignore = "a minute of emulation that the test above mostly covers; part of test-full"]
 fn a_vm_installs_itself_over_the_wire_and_boots_what_pygrub_finds() {
     let Some(folder) = lab_or_skip() else { return };
-    let lab = Lab::open(&folder).unwrap();
+    let lab = Lab::open(&folder, Installer::Mini).unwrap();
     network::isolated(|network| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {

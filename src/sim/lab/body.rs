@@ -5,12 +5,12 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use super::{Ended, Lab, LabError, Machine, Running};
+use super::{Ended, Lab, LabError, Machine, Running, fstab};
 use crate::sim::{
     pool::{BootMode, DomainStart, GuestAct},
     server::SharedPool,
@@ -18,8 +18,6 @@ use crate::sim::{
 
 /// How often a QEMU's domain is looked for: a hard shutdown does not ask the guest.
 const LOOK: Duration = Duration::from_millis(200);
-/// What the installed system writes to its console once its `booted` report was taken (`target-booted.sh`).
-const BOOTED: &str = "target: the booted report was taken";
 
 /// The guests of one pool.
 #[derive(Debug)]
@@ -74,11 +72,14 @@ impl Body {
         });
     }
 
-    /// The installed system in this domain had its `booted` report taken, as its own console says.
+    /// The installed system in this domain is up, as its own console says ([`Installer::lives`]).
+    ///
+    /// [`Installer::lives`]: super::Installer::lives
     pub fn has_booted(&self, vm_uuid: &str, domid: u32) -> bool {
+        let (line_with, _) = self.lab.installer().lives();
         let console =
             self.console(vm_uuid, domid).and_then(|path| std::fs::read(path).ok()).unwrap_or_default();
-        String::from_utf8_lossy(&console).lines().any(|line| line.contains(BOOTED))
+        String::from_utf8_lossy(&console).lines().any(|line| line.contains(line_with))
     }
 
     /// Where a domain's console is written; `None`: no such VM.
@@ -89,6 +90,12 @@ impl Body {
     /// Whether every witness disk of the VM has the bytes it was made with; `false` also where there is no such VM.
     pub fn witnesses_are_intact(&self, vm_uuid: &str) -> Result<bool, LabError> {
         self.vms.get(vm_uuid).map_or(Ok(false), |vm| vm.machine.witnesses_are_intact())
+    }
+
+    /// What the fstab on the VM's disk names; read from the image, in which nothing may be written meanwhile.
+    pub fn fstab(&self, vm_uuid: &str) -> Result<fstab::Fstab, LabError> {
+        let disk = self.vms.get(vm_uuid).and_then(|vm| vm.machine.first_disk());
+        Ok(fstab::read(disk.unwrap_or_else(|| Path::new("/dev/null")))?)
     }
 
     /// No QEMU ended without its guest's doing, or the pool's.

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::Path};
 
 use super::{
+    installer::{Installer, MIRROR},
     network::{BRIDGE, NETMASK, RANGE, SERVER},
     scene::DISK,
 };
@@ -16,11 +17,6 @@ pub const PASSWORD: &str = "password";
 /// What starts the server and commands, beneath the folder.
 pub const LAUNCHER: &str = "bootflip";
 
-/// The profile of a VM by its number, from 0: they take turns, and the first one's firmware uses TFTP.
-pub const fn profile(number: usize) -> &'static str {
-    if number.is_multiple_of(2) { "mini-tftp" } else { "mini" }
-}
-
 /// What of the server's configuration a run may choose.
 #[derive(Debug, Clone, Copy)]
 pub struct Served<'a> {
@@ -32,20 +28,20 @@ pub struct Served<'a> {
     pub deadlines: &'a str,
 }
 
-/// The configuration for a simulated pool at `pool`; `www` holds kernel and initrds, `names` are the VMs.
+/// The configuration for a simulated pool at `pool`; `www` holds kernel and initrds, `names` are the VMs. The last: what
+/// they are installed with, and what the package mirror is signed with, base64 (empty where there is none).
 pub fn config<'a>(
     folder: &Path,
     www: &Path,
     pool: SocketAddr,
     names: impl Iterator<Item = &'a str>,
     served: &Served<'_>,
+    (installer, mirror_key): (Installer, &str),
 ) -> String {
     let machines = names
         .enumerate()
-        .map(|(number, name)| format!("\n[machine.{name}]\nprofile = \"{}\"\n", profile(number)));
-    let profiles = [(profile(1), "http"), (profile(0), "tftp")]
-        .map(|(name, fetch)| profile_section(name, fetch, "ttyS0"));
-    base(folder, www, pool, served) + &profiles.concat() + &machines.collect::<String>()
+        .map(|(number, name)| format!("\n[machine.{name}]\nprofile = \"{}\"\n", installer.profile(number)));
+    base(folder, www, pool, served) + &installer.sections(mirror_key) + &machines.collect::<String>()
 }
 
 /// The mini installer as a profile; `console`: the kernel's, such as `ttyS0`.
@@ -89,6 +85,8 @@ address = "{SERVER}"
 [dhcp.server]
 range = ["{first}", "{last}"]
 netmask = "{NETMASK}"
+router = "{MIRROR}"
+dns = ["{MIRROR}"]
 
 [tftp]
 listen = ["{SERVER}:69"]
@@ -135,7 +133,14 @@ mod tests {
     fn the_configuration_holds_its_folders_and_no_open_brace() {
         let names = ["lab-01", "lab-02"].into_iter();
         let served = Served { at_once: 2, tftp_engine: "async-tftp", deadlines: "" };
-        let text = config(Path::new("/f"), Path::new("/w"), ([127, 0, 0, 1], 4000).into(), names, &served);
+        let text = config(
+            Path::new("/f"),
+            Path::new("/w"),
+            ([127, 0, 0, 1], 4000).into(),
+            names,
+            &served,
+            (Installer::Mini, ""),
+        );
         for line in [
             "state_dir = \"/f/state\"",
             "url = \"http://127.0.0.1:4000\"",

@@ -42,6 +42,10 @@ pub struct MachineSpec {
     pub model: NicModel,
     /// Size in bytes and content, in VBD order.
     pub disks: Vec<(u64, Content)>,
+    /// MiB.
+    pub memory: u32,
+    /// Virtual processors.
+    pub processors: u8,
 }
 
 /// A VM's hardware.
@@ -51,10 +55,9 @@ pub struct Machine {
     folder: PathBuf,
     nics: Vec<Nic>,
     disks: Vec<(PathBuf, u64, Content)>,
+    memory: u32,
+    processors: u8,
 }
-
-/// MiB. The installer unpacks into memory first: kernel, initrds and what the firmware keeps fit in this.
-const MEMORY: u32 = 256;
 
 impl Machine {
     /// Makes disks and taps; the machine's files are in a folder of its name beneath `folder`.
@@ -80,7 +83,8 @@ impl Machine {
             }
             disks.push((path, size, content));
         }
-        Ok(Self { name: spec.name, folder, nics, disks })
+        let MachineSpec { name, memory, processors, .. } = spec;
+        Ok(Self { name, folder, nics, disks, memory, processors })
     }
 
     /// The VM's name.
@@ -91,6 +95,11 @@ impl Machine {
     /// Where this machine's console number `start` is written.
     pub fn console(&self, start: u64) -> PathBuf {
         self.folder.join(format!("console-{start}.log"))
+    }
+
+    /// The image of the disk that it is installed to; `None`: it has no disk.
+    pub fn first_disk(&self) -> Option<&Path> {
+        self.disks.first().map(|(path, ..)| path.as_path())
     }
 
     /// Whether every witness disk has the bytes it was made with.
@@ -114,8 +123,7 @@ impl Machine {
                 let _ = std::fs::remove_file(file.path());
             }
         }
-        let disk =
-            self.disks.first().map(|(path, ..)| path.as_path()).unwrap_or_else(|| Path::new("/dev/null"));
+        let disk = self.first_disk().unwrap_or_else(|| Path::new("/dev/null"));
         Ok(pygrub::run(lab, disk, &boot).await?)
     }
 
@@ -136,7 +144,8 @@ impl Machine {
             boot,
             nics: &self.nics,
             disks: &disks,
-            memory: MEMORY,
+            memory: self.memory,
+            processors: self.processors,
             console: &self.console(start),
             accelerator: lab.accelerator(),
         };

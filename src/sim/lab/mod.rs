@@ -8,6 +8,9 @@
 
 pub mod body;
 pub mod disk;
+pub mod faults;
+pub mod fstab;
+pub mod installer;
 pub mod layout;
 pub mod machine;
 pub mod network;
@@ -19,6 +22,7 @@ pub mod scene;
 use std::path::{Path, PathBuf};
 
 pub use body::Body;
+pub use installer::Installer;
 pub use machine::{Ended, Machine, Running};
 pub use network::Network;
 pub use scene::Scene;
@@ -27,6 +31,7 @@ pub use scene::Scene;
 #[derive(Debug, Clone)]
 pub struct Lab {
     folder: PathBuf,
+    installer: Installer,
     accelerator: qemu::Accelerator,
 }
 
@@ -34,10 +39,12 @@ pub struct Lab {
 #[derive(Debug, thiserror::Error)]
 pub enum LabError {
     /// A file or program of the lab is missing.
-    #[error("the lab lacks {path}; run tests/lab/prepare.sh {folder}")]
+    #[error("the lab lacks {path}; run {script} {folder}")]
     Missing {
         /// What was looked for.
         path: PathBuf,
+        /// What would bring it.
+        script: &'static str,
         /// The lab's folder.
         folder: PathBuf,
     },
@@ -54,6 +61,9 @@ pub enum LabError {
         /// Why.
         source: std::io::Error,
     },
+    /// The fstab of an installed system could not be read.
+    #[error(transparent)]
+    Fstab(#[from] fstab::FstabError),
     /// pygrub found nothing to boot, or did not run.
     #[error(transparent)]
     Pygrub(#[from] pygrub::PygrubError),
@@ -76,9 +86,11 @@ const PROGRAM_FOLDERS: [&str; 4] = ["/usr/bin", "/usr/sbin", "/bin", "/sbin"];
 const PROGRAMS: [&str; 4] = ["qemu-system-x86_64", "dnsmasq", "ip", "setpriv"];
 
 impl Lab {
-    /// The lab in this folder. Errors: [`LabError::Missing`] names the first thing that `prepare.sh` would bring.
-    pub fn open(folder: &Path) -> Result<Self, LabError> {
-        let missing = |path: PathBuf| LabError::Missing { path, folder: folder.to_owned() };
+    /// The lab in this folder, for one installer. Errors: [`LabError::Missing`] names the first thing that
+    /// `prepare.sh` would bring.
+    pub fn open(folder: &Path, installer: Installer) -> Result<Self, LabError> {
+        let script = installer.prepared_by();
+        let missing = |path: PathBuf| LabError::Missing { path, script, folder: folder.to_owned() };
         for program in PROGRAMS {
             if !PROGRAM_FOLDERS.iter().any(|folder| Path::new(folder).join(program).exists()) {
                 return Err(missing(PathBuf::from(program)));
@@ -86,18 +98,32 @@ impl Lab {
         }
         let folder = folder.canonicalize().map_err(|_| missing(folder.to_owned()))?;
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let lab = Self { folder, accelerator: qemu::Accelerator::for_processor(&cpuinfo) };
-        let www = lab.www();
-        let files = [www.join("vmlinuz"), www.join("initrd.gz"), www.join("rootfs.cpio"), lab.pygrub()];
-        match files.into_iter().find(|path| !path.exists()) {
+        let lab = Self { folder, installer, accelerator: qemu::Accelerator::for_processor(&cpuinfo) };
+        let files = installer.files().iter().map(|file| lab.folder.join(file));
+        match files.chain([lab.pygrub()]).find(|path| !path.exists()) {
             Some(path) => Err(missing(path)),
             None => Ok(lab),
         }
     }
 
-    /// The files to serve: `vmlinuz`, `initrd.gz`, `rootfs.cpio`.
+    /// The files to serve: kernel and initrds.
     pub fn www(&self) -> PathBuf {
         self.folder.join("www")
+    }
+
+    /// What is installed.
+    pub const fn installer(&self) -> Installer {
+        self.installer
+    }
+
+    /// The package mirror's files, as its HTTP root.
+    fn mirror(&self) -> PathBuf {
+        self.folder.join("mirror")
+    }
+
+    /// What the package mirror is signed with, base64; empty where there is none.
+    fn mirror_key(&self) -> String {
+        std::fs::read_to_string(self.folder.join("key")).unwrap_or_default().trim().to_owned()
     }
 
     /// What QEMU computes with.

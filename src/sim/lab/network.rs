@@ -6,6 +6,7 @@
 
 use std::{
     net::Ipv4Addr,
+    path::Path,
     process::{Child, Command, Stdio},
 };
 
@@ -125,6 +126,24 @@ impl Network {
     pub fn advertise(&self) -> Result<Helper, NetworkError> {
         let every = format!("--ra-param={BRIDGE},5,0");
         self.dnsmasq(&["--enable-ra", "--dhcp-range=fd77::,ra-only", &every, "--leasefile-ro"])
+    }
+
+    /// Gives the bridge another address, and serves a folder there by HTTP, as a package mirror does.
+    pub fn mirror(&self, address: Ipv4Addr, root: &Path, log: &Path) -> Result<Helper, NetworkError> {
+        let prefix = NETMASK.to_bits().count_ones();
+        self.ip(&format!("addr add {address}/{prefix} dev {BRIDGE}"))?;
+        let failed = |source| NetworkError::Run { program: "python3", source };
+        let log = std::fs::File::create(log).map_err(failed)?;
+        Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "python3", "-m", "http.server", "80"])
+            .args(["--bind", &address.to_string(), "--directory"])
+            .arg(root)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .map(|child| Helper { child })
+            .map_err(failed)
     }
 }
 

@@ -97,6 +97,8 @@ pub struct Guest<'a> {
     pub disks: &'a [PathBuf],
     /// MiB.
     pub memory: u32,
+    /// Virtual processors.
+    pub processors: u8,
     /// Where the serial console is written.
     pub console: &'a Path,
     /// What to compute with.
@@ -118,7 +120,8 @@ pub fn arguments(guest: &Guest<'_>) -> Vec<OsString> {
         "none",
     ]);
     line.all(guest.accelerator.arguments());
-    line.all(["-name", &escaped(guest.name), "-m", &guest.memory.to_string(), "-qmp", "stdio"]);
+    line.all(["-name", &escaped(guest.name), "-m", &guest.memory.to_string()]);
+    line.all(["-smp", &guest.processors.to_string(), "-qmp", "stdio"]);
     line.all(["-action", "reboot=shutdown,shutdown=pause"]);
     line.path("-serial", "file:", guest.console, "");
     let interface = match guest.boot {
@@ -223,6 +226,7 @@ mod tests {
             }],
             disks: &[PathBuf::from("/l/a.img"), PathBuf::from("/l/b.img")],
             memory: 256,
+            processors: 2,
             console: Path::new("/l/console"),
             accelerator: Accelerator::Tcg,
         };
@@ -230,7 +234,7 @@ mod tests {
     }
 
     const COMMON: &str = "-nodefaults -no-user-config -machine pc,graphics=off -vga none -display none \
-        -accel tcg,thread=multi,tb-size=256 -cpu max -name web,,1 -m 256 -qmp stdio \
+        -accel tcg,thread=multi,tb-size=256 -cpu max -name web,,1 -m 256 -smp 2 -qmp stdio \
         -action reboot=shutdown,shutdown=pause -serial file:/l/console";
 
     #[test]

@@ -19,7 +19,8 @@ use tokio::{
 };
 
 use super::{
-    Lab, LabError, Network, Scene,
+    Installer, Lab, LabError, Network, Scene,
+    faults::{Deed, Kills},
     layout::{self, Served},
     network::{self, NetworkError},
     scene,
@@ -27,7 +28,7 @@ use super::{
 use crate::sim::{
     demo::{
         children::{ChildError, Program, Server, tail},
-        document::{Document, Starts, VmLine},
+        document::{Document, FaultCount, Starts, VmLine},
         jobs::{JobFeed, JobView},
         plan::DemoPlan,
         progress::Progress,
@@ -41,10 +42,14 @@ use crate::sim::{
 pub struct LabOptions {
     /// The folder that `prepare.sh` filled.
     pub lab: PathBuf,
+    /// What is installed.
+    pub installer: Installer,
     /// How many VMs, 1 to [`scene::MAX_VMS`].
     pub vms: u16,
     /// The server's `tftp.engine`.
     pub tftp_engine: String,
+    /// The server is killed in the middle, at stages that the installer reports, and started again.
+    pub faults: bool,
     /// One JSON document at the end, no progress.
     pub json: bool,
     /// The shipped binary.
@@ -101,15 +106,19 @@ impl From<NetworkError> for RunError {
     }
 }
 
-/// How often a console is looked at for the line that a system's report was taken, and the pause between two looks.
-const CONSOLE_LOOKS: u32 = 50;
-const CONSOLE_PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
+/// Between two looks at a console for the line that tells that the system is up.
+const CONSOLE_PAUSE: Duration = Duration::from_millis(200);
 
 /// Plays the lab, on threads of its own: blocks, and may be called within a runtime only where that may be. The
 /// document says how it went.
 pub fn run(options: &LabOptions) -> Result<Document, RunError> {
-    let lab = Lab::open(&options.lab)?;
-    apart(options.keep, async |network, folder| {
+    let lab = Lab::open(&options.lab, options.installer)?;
+    // Half an hour's evidence of what went wrong is not thrown away.
+    let keep = |result: &Result<Document, RunError>| {
+        options.keep
+            || options.installer == Installer::Debian && !result.as_ref().is_ok_and(|document| document.ok)
+    };
+    apart(keep, async |network, folder| {
         let mut bench = Bench::set_up(options, &lab, network, folder).await?;
         bench.play().await
     })
@@ -123,41 +132,39 @@ pub fn simulate(
     release: Release,
     tell: impl Fn(&str) + Send + Sync,
 ) -> Result<(), RunError> {
-    let lab = Lab::open(lab)?;
-    apart(false, async |network, folder| {
-        let mut scene = Scene::set(&lab, network, folder, vms, release).await?;
-        write_configuration(
-            &lab,
-            &scene,
-            folder,
-            &Served { at_once: vms, tftp_engine: "own", deadlines: "" },
-        )?;
-        tell(&format!(
-            "{vms} PV VMs with blank disks, tagged {}, in a simulated pool at {}. To run a server beside them:\n\n  \
+    let lab = Lab::open(lab, Installer::Mini)?;
+    apart(
+        |_| false,
+        async |network, folder| {
+            let mut scene = Scene::set(&lab, network, folder, vms, release).await?;
+            write_configuration(&lab, &scene, folder, vms, "own")?;
+            tell(&format!(
+                "{vms} PV VMs with blank disks, tagged {}, in a simulated pool at {}. To run a server beside them:\n\n  \
              nsenter --net={} bootflip serve -c {}\n\nCtrl-C ends all of it.",
-            scene::TAG,
-            scene.sim.url(),
-            namespace(),
-            folder.join(layout::CONFIG).display(),
-        ));
-        loop {
-            tokio::select! {
-                Some(start) = scene.next_start() => {
-                    let console = scene.body.console(&start.vm_uuid, start.domid).unwrap_or_default();
-                    tell(&format!(
-                        "domain {} of {} runs ({:?}): {}", start.domid, start.name, start.mode, console.display()
-                    ));
-                    scene.body.start(start);
+                scene::TAG,
+                scene.sim.url(),
+                namespace(),
+                folder.join(layout::CONFIG).display(),
+            ));
+            loop {
+                tokio::select! {
+                    Some(start) = scene.next_start() => {
+                        let console = scene.body.console(&start.vm_uuid, start.domid).unwrap_or_default();
+                        tell(&format!(
+                            "domain {} of {} runs ({:?}): {}", start.domid, start.name, start.mode, console.display()
+                        ));
+                        scene.body.start(start);
+                    }
+                    _ = tokio::signal::ctrl_c() => return Ok(()),
                 }
-                _ = tokio::signal::ctrl_c() => return Ok(()),
             }
-        }
-    })
+        },
+    )
 }
 
-/// Runs `body` in a namespace and with a folder of its own.
+/// Runs `body` in a namespace and with a folder of its own, which goes unless `keep` says otherwise.
 pub(in crate::sim) fn apart<T: Send>(
-    keep: bool,
+    keep: impl FnOnce(&Result<T, RunError>) -> bool,
     body: impl AsyncFnOnce(&Network, &Path) -> Result<T, RunError> + Send,
 ) -> Result<T, RunError> {
     let folder = make_folder()?;
@@ -166,13 +173,14 @@ pub(in crate::sim) fn apart<T: Send>(
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.map_err(RunError::Runtime)?.block_on(body(network, &folder))
     });
-    if keep {
+    let result = result.map_err(RunError::from).flatten();
+    if keep(&result) {
         tracing::warn!(folder = %folder.display(), "the lab's folder is left");
     } else {
         // What cannot be removed is in the temporary folder; it does not change the result.
         let _ = std::fs::remove_dir_all(&folder);
     }
-    result?
+    result
 }
 
 /// The namespace of the calling thread, as other programs reach it.
@@ -180,9 +188,18 @@ pub(in crate::sim) fn namespace() -> String {
     format!("/proc/{}/task/{}/ns/net", std::process::id(), nix::unistd::gettid())
 }
 
-fn write_configuration(lab: &Lab, scene: &Scene, folder: &Path, served: &Served<'_>) -> Result<(), RunError> {
+fn write_configuration(
+    lab: &Lab,
+    scene: &Scene,
+    folder: &Path,
+    at_once: u16,
+    tftp_engine: &str,
+) -> Result<(), RunError> {
     let names = scene.before.iter().map(|vm| vm.name.as_str());
-    let text = layout::config(folder, &lab.www(), scene.sim.address, names, served);
+    let installer = lab.installer();
+    let served = Served { at_once, tftp_engine, deadlines: installer.deadlines() };
+    let key = lab.mirror_key();
+    let text = layout::config(folder, &lab.www(), scene.sim.address, names, &served, (installer, &key));
     write(&folder.join(layout::CONFIG), &text, 0o600)?;
     write(&folder.join(layout::PASSWORD), &format!("{DEFAULT_PASSWORD}\n"), 0o600)
 }
@@ -194,6 +211,7 @@ struct Bench<'o> {
     scene: Scene,
     program: Program,
     server: Server,
+    kills: Kills,
     feed: JobFeed,
     deploy: Option<Child>,
     deploy_failed: bool,
@@ -212,9 +230,7 @@ impl<'o> Bench<'o> {
     ) -> Result<Self, RunError> {
         let begun = Instant::now();
         let scene = Scene::set(lab, network, folder, options.vms, Release::V8_2).await?;
-        let served =
-            Served { at_once: options.vms.min(AT_ONCE), tftp_engine: &options.tftp_engine, deadlines: "" };
-        write_configuration(lab, &scene, folder, &served)?;
+        write_configuration(lab, &scene, folder, options.vms.min(AT_ONCE), &options.tftp_engine)?;
         let launcher = folder.join(layout::LAUNCHER);
         write(&launcher, &layout::launcher(&options.program), 0o700)?;
         let program =
@@ -224,6 +240,7 @@ impl<'o> Bench<'o> {
             options,
             scene,
             server: Server::start(program.clone())?,
+            kills: Kills::at(if options.faults { options.installer.kills() } else { &[] }),
             program,
             feed: JobFeed::new(folder.join(layout::ADMIN_SOCKET)),
             deploy: None,
@@ -245,7 +262,8 @@ impl<'o> Bench<'o> {
         let tag = format!("tag={}", scene::TAG);
         let deploy = ["deploy", &tag, "--wait", "--yes"];
         self.deploy = Some(self.program.spawn(&deploy, "deploy")?);
-        let longest = LONGEST_START + LONGEST_ROUND * u32::from(self.options.vms.div_ceil(AT_ONCE));
+        let rounds = u32::from(self.options.vms.div_ceil(AT_ONCE));
+        let longest = LONGEST_START + self.options.installer.longest() * rounds;
         let ends = self.begun + longest;
         let mut tick = interval(TICK);
         loop {
@@ -292,6 +310,7 @@ impl<'o> Bench<'o> {
     /// Looks at everything; true when all is over.
     async fn tick(&mut self) -> Result<bool, RunError> {
         self.server_lives()?;
+        self.kill_or_restart().await?;
         if let Some(status) = self.deploy.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
             self.deploy = None;
             self.deploy_failed = !status.success();
@@ -306,6 +325,21 @@ impl<'o> Bench<'o> {
         Ok(self.deploy.is_none() && self.jobs.values().all(JobView::is_over))
     }
 
+    async fn kill_or_restart(&mut self) -> Result<(), RunError> {
+        match self.kills.due(Instant::now(), self.jobs.values()) {
+            Some(Deed::Kill(stage)) => {
+                self.server.kill().await?;
+                self.progress.say(&format!("SIGKILL to the server at the stage {stage}"));
+            }
+            Some(Deed::Restart) => {
+                self.server.restart()?;
+                self.progress.say("the server is started again");
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
     fn document(&self) -> Result<Document, RunError> {
         let (log, calls) = self.scene.sim.pool.with(|pool, _| (pool.log().to_vec(), pool.client_calls()));
         // What the demo's judge expects: one attempt a VM, nobody's hand, no faults.
@@ -317,15 +351,56 @@ impl<'o> Bench<'o> {
         }
         let all_well = vms.len() == self.scene.before.len() && vms.iter().all(|vm| vm.complaints.is_empty());
         Ok(Document {
-            ok: all_well && !self.deploy_failed && self.scene.body.nothing_was_lost(),
+            ok: all_well
+                && !self.deploy_failed
+                && self.server.kills == self.kills.planned()
+                && self.scene.body.nothing_was_lost(),
             seed: 0,
             xenapi_calls: calls,
-            server_kills: 0,
-            faults: Vec::new(),
+            server_kills: self.server.kills,
+            faults: self.faults(),
             vms,
             proof: Vec::new(),
             broken: None,
         })
+    }
+
+    fn faults(&self) -> Vec<FaultCount> {
+        let kills = FaultCount {
+            name: "server-kill".to_owned(),
+            planned: self.kills.planned(),
+            fired: self.server.kills,
+        };
+        if self.options.faults { vec![kills] } else { vec![] }
+    }
+
+    /// The domain's system is up, as its console tells. The server knows of the `booted` report a moment before.
+    fn lives(&self, vm_uuid: &str, domid: u32, succeeded: bool) -> bool {
+        let (_, patience) = self.options.installer.lives();
+        let ends = Instant::now() + if succeeded { patience } else { Duration::ZERO };
+        loop {
+            if self.scene.body.has_booted(vm_uuid, domid) {
+                return true;
+            }
+            if Instant::now() >= ends {
+                return false;
+            }
+            std::thread::sleep(CONSOLE_PAUSE);
+        }
+    }
+
+    /// What speaks against the disks: a witness that was written to, an fstab that does not name by UUID.
+    fn disk_complaints(&self, vm_uuid: &str) -> Result<Vec<String>, RunError> {
+        let mut complaints = Vec::new();
+        if !self.scene.body.witnesses_are_intact(vm_uuid)? {
+            complaints.push("the second disk was changed".to_owned());
+        }
+        match self.scene.body.fstab(vm_uuid) {
+            Ok(fstab) if fstab.is_by_uuid() => {}
+            Ok(fstab) => complaints.push(format!("not all of fstab is by UUID: {:?}", fstab.entries)),
+            Err(error) => complaints.push(error.to_string()),
+        }
+        Ok(complaints)
     }
 
     fn line(
@@ -337,24 +412,12 @@ impl<'o> Bench<'o> {
         log: &[LoggedCall],
     ) -> Result<VmLine, RunError> {
         let domid = after.domain.as_ref().map(|domain| domain.domid);
-        // The server knows of the report a moment before the guest has written that it was taken.
         let succeeded = self.jobs.get(&after.uuid).is_some_and(|job| job.state == "Succeeded");
-        let looks = if succeeded { CONSOLE_LOOKS } else { 1 };
-        let told = |domid: &u32| {
-            (0..looks).any(|look| {
-                if look > 0 {
-                    std::thread::sleep(CONSOLE_PAUSE);
-                }
-                self.scene.body.has_booted(&after.uuid, *domid)
-            })
-        };
-        let booted_domid = domid.filter(told);
+        let booted_domid = domid.filter(|domid| self.lives(&after.uuid, *domid, succeeded));
         let mut verdict = judge(plan, Facts { index, before, after: &after, booted_domid, log });
-        if !self.scene.body.witnesses_are_intact(&after.uuid)? {
-            verdict.complaints.push("the second disk was changed".to_owned());
-        }
+        verdict.complaints.extend(self.disk_complaints(&after.uuid)?);
         let job = self.jobs.get(&after.uuid);
-        Ok(vm_line(before, after, verdict, job, layout::profile(index)))
+        Ok(vm_line(before, after, verdict, job, self.options.installer.profile(index)))
     }
 }
 
@@ -411,5 +474,3 @@ const TICK: Duration = Duration::from_millis(200);
 /// The server has that long to answer for the first time.
 const START_TIME: Duration = Duration::from_secs(20);
 const LONGEST_START: Duration = Duration::from_secs(120);
-/// For each round of installations at once; some 80 s on two loaded processors.
-const LONGEST_ROUND: Duration = Duration::from_secs(300);

@@ -4,6 +4,7 @@ use std::{collections::HashMap, path::Path, sync::Arc};
 
 use super::{
     Body, Lab, LabError, Machine, Network,
+    installer::{Hardware, Installer, MIRROR},
     machine::{Content, MachineSpec},
     network::Helper,
     qemu::NicModel,
@@ -22,8 +23,6 @@ pub const MAX_VMS: u16 = 16;
 pub const TAG: &str = "bootflip-lab";
 /// `VBD.userdevice` of the disk to install to.
 pub const DISK: &str = "0";
-/// The disk to install to; sparse. Bytes.
-const DISK_SIZE: u64 = 600 << 20;
 /// The first VM's second disk, which must stay as it is. Bytes.
 const WITNESS_SIZE: u64 = 8 << 20;
 
@@ -36,7 +35,7 @@ pub struct Scene {
     pub sim: SimServer,
     /// The guests.
     pub body: Arc<Body>,
-    _advertiser: Helper,
+    _others: Vec<Helper>,
 }
 
 impl Scene {
@@ -53,18 +52,24 @@ impl Scene {
         let mut machines = HashMap::new();
         let mut uuids = Vec::new();
         for number in 0..vms {
-            let (vm, machine) = specs(number);
+            let (vm, machine) = specs(number, lab.installer().hardware());
             let machine = Machine::create(network, folder, machine)?;
             let uuid = pool.add_vm(vm);
             machines.insert(uuid.clone(), machine);
             uuids.push(uuid);
         }
-        let advertiser = network.advertise()?;
+        let mut others = vec![network.advertise()?];
+        match lab.installer() {
+            Installer::Mini => {}
+            Installer::Debian => {
+                others.push(network.mirror(MIRROR, &lab.mirror(), &folder.join("mirror.log"))?)
+            }
+        }
         let before = uuids.iter().filter_map(|uuid| pool.truth(uuid)).collect();
         let sim = SimServer::start(pool, SimOptions::default())?;
         let body = Arc::new(Body::new(lab.clone(), sim.pool.clone(), machines));
         body.survey().await;
-        Ok(Self { before, sim, body, _advertiser: advertiser })
+        Ok(Self { before, sim, body, _others: others })
     }
 
     /// Waits for the next domain that comes up; give it to `body.start`. `None`: the pool is gone.
@@ -78,8 +83,9 @@ impl Scene {
     }
 }
 
-/// The three NICs take turns, and the first VM has a second disk.
-fn specs(number: u16) -> (VmSpec, MachineSpec) {
+/// The three NICs take turns, and the first VM may have a second disk.
+fn specs(number: u16, hardware: Hardware) -> (VmSpec, MachineSpec) {
+    let Hardware { disk, memory, processors, witness } = hardware;
     let [high, low] = number.to_be_bytes();
     let mac = MacAddr::new([0x02, 0x16, 0x3e, 0x77, high, low]);
     let name = format!("lab-{:02}", number + 1);
@@ -88,9 +94,9 @@ fn specs(number: u16) -> (VmSpec, MachineSpec) {
         1 => NicModel::Rtl8139,
         _ => NicModel::Virtio,
     };
-    let mut disks = vec![DiskSpec { userdevice: DISK.to_owned(), size: DISK_SIZE, ..DiskSpec::default() }];
-    let mut images = vec![(DISK_SIZE, Content::Blank)];
-    if number == 0 {
+    let mut disks = vec![DiskSpec { userdevice: DISK.to_owned(), size: disk, ..DiskSpec::default() }];
+    let mut images = vec![(disk, Content::Blank)];
+    if number == 0 && witness {
         disks.push(DiskSpec {
             userdevice: "1".to_owned(),
             size: WITNESS_SIZE,
@@ -106,5 +112,6 @@ fn specs(number: u16) -> (VmSpec, MachineSpec) {
         tags: vec![TAG.to_owned()],
         ..VmSpec::default()
     };
-    (vm, MachineSpec { name, number: usize::from(number), macs: vec![mac], model, disks: images })
+    let number = usize::from(number);
+    (vm, MachineSpec { name, number, macs: vec![mac], model, disks: images, memory, processors })
 }

@@ -20,7 +20,7 @@ pub use body::Body;
 pub use dom0::DomZero;
 pub use scene::Scene;
 
-use super::lab::{Lab, LabError, network::NetworkError};
+use super::lab::{Installer, Lab, LabError, network::NetworkError};
 
 /// A folder that `tests/labxen/prepare.sh` filled.
 #[derive(Debug, Clone)]
@@ -80,7 +80,7 @@ impl LabXen {
     pub fn open(folder: &Path) -> Result<Self, XenLabError> {
         let missing = |path: PathBuf| XenLabError::Missing { path, folder: folder.to_owned() };
         let full = folder.canonicalize().map_err(|_| missing(folder.to_owned()))?;
-        let lab = Lab::open(&full.join("lab"))?;
+        let lab = Lab::open(&full.join("lab"), Installer::Mini)?;
         let this = Self { folder: full, lab };
         let mut files =
             ["boot/xen", "boot/vmlinux", "boot/initrd.img", "dom0.img", "before.img", "ssh/known_hosts"]

@@ -66,41 +66,47 @@ const CONSOLE_TIME: Duration = Duration::from_secs(60);
 /// says how it went.
 pub fn run(options: &XenLabOptions) -> Result<Document, RunError> {
     let lab = LabXen::open(&options.lab)?;
-    apart(options.keep, async |network, folder| {
-        let mut bench = Bench::set_up(options, &lab, network, folder).await?;
-        bench.play().await
-    })
+    apart(
+        |_| options.keep,
+        async |network, folder| {
+            let mut bench = Bench::set_up(options, &lab, network, folder).await?;
+            bench.play().await
+        },
+    )
 }
 
 /// Serves the pool until Ctrl-C, with a configuration for a server of one's own. Blocks as [`run`] does. `tell` gets
 /// a line for each thing that happens.
 pub fn simulate(lab: &Path, tell: impl Fn(&str) + Send + Sync) -> Result<(), RunError> {
     let lab = LabXen::open(lab)?;
-    apart(false, async |network, folder| {
-        tell("Xen boots; that takes a quarter of a minute and more.");
-        let mut scene = Scene::set(&lab, network, folder).await?;
-        configure(&lab, &scene, folder)?;
-        tell(&format!(
-            "A halted PV VM, {}, with a system on its disk, in a simulated pool at {}; its domains are those of a \
+    apart(
+        |_| false,
+        async |network, folder| {
+            tell("Xen boots; that takes a quarter of a minute and more.");
+            let mut scene = Scene::set(&lab, network, folder).await?;
+            configure(&lab, &scene, folder)?;
+            tell(&format!(
+                "A halted PV VM, {}, with a system on its disk, in a simulated pool at {}; its domains are those of a \
              real Xen. To run a server beside it:\n\n  nsenter --net={} bootflip serve -c {}\n\nCtrl-C ends all of it.",
-            scene::VM,
-            scene.sim.url(),
-            namespace(),
-            folder.join(lab_layout::CONFIG).display(),
-        ));
-        loop {
-            tokio::select! {
-                Some(order) = scene.sim.orders.recv() => {
-                    tell(&format!("{}: {:?}", order.name, order.act));
-                    scene.body.obey(order);
+                scene::VM,
+                scene.sim.url(),
+                namespace(),
+                folder.join(lab_layout::CONFIG).display(),
+            ));
+            loop {
+                tokio::select! {
+                    Some(order) = scene.sim.orders.recv() => {
+                        tell(&format!("{}: {:?}", order.name, order.act));
+                        scene.body.obey(order);
+                    }
+                    Some(start) = scene.sim.starts.recv() => {
+                        tell(&format!("domain {} of {} runs: {:?}", start.domid, start.name, start.mode));
+                    }
+                    _ = tokio::signal::ctrl_c() => return Ok(()),
                 }
-                Some(start) = scene.sim.starts.recv() => {
-                    tell(&format!("domain {} of {} runs: {:?}", start.domid, start.name, start.mode));
-                }
-                _ = tokio::signal::ctrl_c() => return Ok(()),
             }
-        }
-    })
+        },
+    )
 }
 
 fn configure(lab: &LabXen, scene: &Scene, folder: &Path) -> Result<(), RunError> {

@@ -12,7 +12,7 @@ use std::{
 use bootflip::{
     provision::readiness::{Document, Verdict, judge},
     sim::lab::{
-        Lab,
+        Installer, Lab,
         pygrub::{self, Extracted, PygrubError},
     },
     xen::version::XenVersion,
@@ -279,7 +279,7 @@ fn readiness_says_what_pygrub_does() {
     }
     let folder = std::env::var_os("BOOTFLIP_LAB")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/lab"), PathBuf::from);
-    let lab = match Lab::open(&folder) {
+    let lab = match Lab::open(&folder, Installer::Mini) {
         Ok(lab) => lab,
         Err(error) => return skip("readiness beside pygrub", &error.to_string()),
     };
