@@ -4,8 +4,7 @@
 //! Invariant: a download is kept under the checksum that it is to have, and counts once it has it.
 
 use std::{
-    collections::BTreeSet,
-    fs::{self, File, OpenOptions},
+    fs::{self, OpenOptions},
     io::{self, Write},
     path::{Path, PathBuf},
     time::Duration,
@@ -17,14 +16,11 @@ use reqwest::{Client, StatusCode, header};
 use super::{
     ImageError, Images, PARTS, Pins, Published,
     catalogue::{Image, Source, Sums},
-    same,
+    same, sum_of,
     unpack::Container,
+    unpacked,
 };
-use crate::{
-    app::publish::{Stage, Staged, Written, failed},
-    boot::vouch::digest,
-    secret::hex,
-};
+use crate::app::publish::{Stage, Staged, Written, failed};
 
 /// Until a mirror takes the connection, and between two pieces of what it sends.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -102,9 +98,7 @@ impl Download {
             }
             let part = part(images.root(), &sha256)?;
             self.download(&format!("{mirror}{path}"), &file, &part, watch).await?;
-            let opened = File::open(&part).map_err(failed("read", &part))?;
-            let found = hex(&digest(&opened).map_err(failed("read", &part))?);
-            if let Err(error) = same(&file, &found, &sha256, &said) {
+            if let Err(error) = same(&file, &sum_of(&part)?, &sha256, &said) {
                 fs::remove_file(&part).map_err(failed("remove", &part))?;
                 return Err(error);
             }
@@ -276,30 +270,9 @@ fn inside(
     let fresh = staged.iter().find(|staged| staged.name == name).map(|staged| staged.path.clone());
     let there = unchanged.iter().any(|(file, ..)| file == iso).then(|| images.root().join(&name));
     let Some(path) = fresh.or(there) else { return Ok(Vec::new()) };
-    let place = stage.path("inside");
-    fs::create_dir(&place).map_err(failed("write", &place))?;
-    let only_inside =
-        |file: &&String| what.image.sources(file).all(|source| matches!(source, Source::InIso(_)));
-    let files: BTreeSet<&String> = what.image.files.keys().filter(only_inside).collect();
-    let mut smaller = what.image.clone();
-    smaller.files.retain(|file, _| files.contains(file));
-    let taken = Container::at(&path)?.extract(&smaller, &place)?;
-    let missing: Vec<&str> =
-        files.iter().filter(|file| !taken.contains(file)).map(|file| file.as_str()).collect();
-    if !missing.is_empty() {
-        return Err(ImageError::Incomplete { path, files: missing.join(", ") });
-    }
-    let mut found = Vec::new();
-    for file in taken {
-        let path = place.join(&file);
-        let opened = File::open(&path).map_err(failed("read", &path))?;
-        let sha256 = hex(&digest(&opened).map_err(failed("read", &path))?);
-        if let Some(expected) = what.pins.files.get(&file) {
-            same(&file, &sha256, expected, "--sha256")?;
-        }
-        found.push(Staged { name: format!("{}/{file}", what.folder), path, sha256 });
-    }
-    Ok(found)
+    let mut inside = what.image.clone();
+    inside.files.retain(|file, _| what.image.sources(file).all(|source| matches!(source, Source::InIso(_))));
+    unpacked(&inside, what.folder, &Container::at(&path)?, what.pins, stage)
 }
 
 /// An error with what is behind it, without the URL that is told beside it.

@@ -214,9 +214,7 @@ impl Images {
     ) -> Result<Vec<Published>, ImageError> {
         pins.belong_to(image)?;
         if let Some(expected) = &pins.container {
-            let file = File::open(from).map_err(failed("read", from))?;
-            let found = hex(&digest(&file).map_err(failed("read", from))?);
-            same(&from.display().to_string(), &found, expected, "--sha256")?;
+            same(&from.display().to_string(), &sum_of(from)?, expected, "--sha256")?;
         }
         let stage = Stage::beneath(&self.root)?;
         self.take(image, folder, &Container::at(from)?, pins, &stage)
@@ -248,26 +246,7 @@ impl Images {
         pins: &Pins,
         stage: &Stage,
     ) -> Result<Vec<Published>, ImageError> {
-        let place = stage.path("files");
-        fs::create_dir(&place).map_err(failed("write", &place))?;
-        let taken: BTreeSet<String> = container.extract(image, &place)?.into_iter().collect();
-        let missing: Vec<&str> =
-            image.files.keys().map(String::as_str).filter(|file| !taken.contains(*file)).collect();
-        if !missing.is_empty() {
-            let files = missing.join(", ");
-            return Err(ImageError::Incomplete { path: container.path().to_owned(), files });
-        }
-        let mut staged = Vec::new();
-        for file in taken {
-            let path = place.join(&file);
-            let opened = File::open(&path).map_err(failed("read", &path))?;
-            let sha256 = hex(&digest(&opened).map_err(failed("read", &path))?);
-            if let Some(expected) = pins.files.get(&file) {
-                same(&file, &sha256, expected, "--sha256")?;
-            }
-            staged.push(Staged { name: format!("{folder}/{file}"), path, sha256 });
-        }
-        self.publish(stage, &staged)
+        self.publish(stage, &unpacked(image, folder, container, pins, stage)?)
     }
 
     fn publish(&self, stage: &Stage, staged: &[Staged]) -> Result<Vec<Published>, ImageError> {
@@ -386,6 +365,41 @@ impl Images {
         }
         Ok(found)
     }
+}
+
+/// Takes all files of an image out of what holds them, into a stage, each as its pin says.
+fn unpacked(
+    image: &Image,
+    folder: &str,
+    container: &Container,
+    pins: &Pins,
+    stage: &Stage,
+) -> Result<Vec<Staged>, ImageError> {
+    let place = stage.path("files");
+    fs::create_dir(&place).map_err(failed("write", &place))?;
+    let taken: BTreeSet<String> = container.extract(image, &place)?.into_iter().collect();
+    let missing: Vec<&str> =
+        image.files.keys().map(String::as_str).filter(|file| !taken.contains(*file)).collect();
+    if !missing.is_empty() {
+        let files = missing.join(", ");
+        return Err(ImageError::Incomplete { path: container.path().to_owned(), files });
+    }
+    let mut staged = Vec::new();
+    for file in taken {
+        let path = place.join(&file);
+        let sha256 = sum_of(&path)?;
+        if let Some(expected) = pins.files.get(&file) {
+            same(&file, &sha256, expected, "--sha256")?;
+        }
+        staged.push(Staged { name: format!("{folder}/{file}"), path, sha256 });
+    }
+    Ok(staged)
+}
+
+/// The SHA-256 of a file, in hexadecimal.
+fn sum_of(path: &Path) -> Result<String, ImageError> {
+    let sum = File::open(path).and_then(|file| digest(&file)).map_err(failed("read", path))?;
+    Ok(hex(&sum))
 }
 
 /// The profiles that boot files of this folder.
