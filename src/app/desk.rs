@@ -22,6 +22,7 @@ use crate::{
     boot::{
         Gate,
         render::{Templates, Urls},
+        vouch::Vouch,
     },
     clock::Clock,
     config::{Config, ProfileKind},
@@ -89,6 +90,8 @@ pub struct Desk {
     pub gate: Gate,
     /// The templates.
     pub templates: Arc<Templates>,
+    /// The boot files, where boot HTTP is on.
+    pub files: Option<Vouch>,
     /// The boot URLs, where boot HTTP is on.
     pub urls: Option<Urls>,
     /// The time.
@@ -171,7 +174,9 @@ impl Desk {
         }
         let named: BTreeSet<String> = answer.vms.iter().filter_map(|line| line.profile.clone()).collect();
         let (config, templates) = (Arc::clone(&self.config), Arc::clone(&self.templates));
-        let read = tokio::task::spawn_blocking(move || planning::files(&config, &templates, &named));
+        let files = self.files.clone();
+        let read =
+            tokio::task::spawn_blocking(move || planning::files(&config, &templates, &named, files.as_ref()));
         answer.files = read.await.unwrap_or_default();
     }
 

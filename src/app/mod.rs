@@ -191,7 +191,8 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
     let (dhcp, syslog) = (listeners.dhcp_boards(), listeners.syslog_board());
     let addresses = listeners.addresses(admin.path());
     write_addresses(&config, &addresses)?;
-    offer.open(urls.clone(), listeners.files().map(Ok));
+    let files = listeners.files();
+    offer.open(urls.clone(), files.clone().map(Ok));
     tracing::info!(server = %config.server_name, pools = apis.len(), jobs = first.len(), %addresses, "serve");
     let known = Known::default();
     let desk = Arc::new(Desk {
@@ -201,6 +202,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
         known: known.clone(),
         gate: gate.clone(),
         templates,
+        files,
         urls,
         clock: Arc::clone(&clock),
         dhcp,

@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::Read,
     path::Path,
 };
 
@@ -17,6 +16,7 @@ use crate::{
     boot::{
         render::Templates,
         root::{RelativePath, Root},
+        vouch::{Vouch, digest},
     },
     config::{Config, Limits, Profile},
     provision::{
@@ -67,27 +67,41 @@ pub async fn pool(name: &str, api: &Api, limits: &Limits, wishes: &[Wish]) -> Re
     })
 }
 
-/// The files that these profiles would have served. Blocks while they are read.
-pub fn files(config: &Config, templates: &Templates, profiles: &BTreeSet<String>) -> Vec<FilePlan> {
+/// The files that these profiles would have served. Blocks while they are read. `boot`: the folder of boot files, with
+/// what E0 knows of them already.
+pub fn files(
+    config: &Config,
+    templates: &Templates,
+    profiles: &BTreeSet<String>,
+    boot: Option<&Vouch>,
+) -> Vec<FilePlan> {
+    let own = config.http.as_ref().map(|http| boot.cloned().map_or_else(|| published(&http.root), Ok));
+    let loaders = config.tftp.as_ref().map(|tftp| published(&tftp.root));
     let mut plans: Vec<FilePlan> = Vec::new();
     let mut add = |plan: FilePlan| match plans.iter_mut().find(|known| known.is_same(&plan)) {
         Some(known) => known.profiles.extend(plan.profiles),
         None => plans.push(plan),
     };
     for profile in profiles.iter().filter_map(|name| config.profiles.get(name)) {
-        let (Some(boot), Some(http)) = (&profile.boot, &config.http) else { continue };
-        add(file(&http.root, &boot.kernel, FileRole::Kernel, profile));
-        boot.initrd.iter().for_each(|path| add(file(&http.root, path, FileRole::Initrd, profile)));
-        boot.files.iter().for_each(|path| add(file(&http.root, path, FileRole::File, profile)));
+        let (Some(boot), Some(http), Some(own)) = (&profile.boot, &config.http, &own) else { continue };
+        let file = |path: &String, role| file((&http.root, own), path, role, profile);
+        add(file(&boot.kernel, FileRole::Kernel));
+        boot.initrd.iter().for_each(|path| add(file(path, FileRole::Initrd)));
+        boot.files.iter().for_each(|path| add(file(path, FileRole::File)));
         boot.answers().for_each(|found| add(answer(found.template, templates, profile)));
-        if let Some(tftp) = &config.tftp {
-            add(file(&tftp.root, &tftp.loader, FileRole::Loader, profile));
+        if let (Some(tftp), Some(loaders)) = (&config.tftp, &loaders) {
+            add(self::file((&tftp.root, loaders), &tftp.loader, FileRole::Loader, profile));
         }
     }
     plans
 }
 
-fn file(root: &Path, path: &str, role: FileRole, profile: &Profile) -> FilePlan {
+fn file(
+    (root, files): (&Path, &Result<Vouch, String>),
+    path: &str,
+    role: FileRole,
+    profile: &Profile,
+) -> FilePlan {
     let (bytes, sha256) = match look(root, path) {
         Some((bytes, sha256)) => (Some(bytes), sha256),
         None => (None, None),
@@ -98,24 +112,18 @@ fn file(root: &Path, path: &str, role: FileRole, profile: &Profile) -> FilePlan 
         profiles: vec![profile.name.clone()],
         bytes,
         sha256,
-        problem: published(root).map_or_else(Some, |files| file_problem(&files, path)),
+        problem: files
+            .as_ref()
+            .map_or_else(|problem| Some(problem.clone()), |files| file_problem(files, path)),
     }
 }
 
 /// Size and hash of a file.
 fn look(root: &Path, path: &str) -> Option<(u64, Option<String>)> {
-    let mut published = Root::open(root).ok()?.open_file(&RelativePath::parse(path)?).ok()?;
+    let published = Root::open(root).ok()?.open_file(&RelativePath::parse(path)?).ok()?;
     let length = published.length;
-    let mut hash = (length <= HASHED).then(Sha256::new);
-    let mut buffer = vec![0; 1 << 16];
-    while let Some(digest) = &mut hash {
-        match published.file.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(read) => digest.update(buffer.get(..read).unwrap_or_default()),
-            Err(_) => hash = None,
-        }
-    }
-    Some((length, hash.map(|digest| hex(&digest.finalize()))))
+    let hash = (length <= HASHED).then(|| digest(&published.file).ok()).flatten();
+    Some((length, hash.map(|digest| hex(&digest))))
 }
 
 /// The answer file's template; what it renders to differs from machine to machine, and E0 has tried it.
