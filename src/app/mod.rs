@@ -21,6 +21,7 @@ pub mod probe;
 pub mod publish;
 pub mod reach;
 pub mod selection;
+pub mod service;
 pub mod serving;
 pub mod templates;
 pub mod views;
@@ -210,12 +211,14 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
     });
     let mut parts = Running { tasks: JoinSet::new(), stop };
     parts.listeners(listeners);
+    parts.beat(Arc::clone(&desk));
     parts.admin(admin, desk);
     for (pool, api) in apis {
         let (gate, executor, known) = (gate.clone(), Arc::clone(&executor), known.clone());
         parts.watcher(Watcher { pool, api, gate, executor, wakers: Arc::new(bell.clone()), known });
     }
     parts.jobs(executor, clock, rings, first);
+    service::ready();
     let result = parts.wait(&offer).await;
     log_out(&clients).await;
     result
@@ -282,6 +285,11 @@ impl Running {
         });
     }
 
+    fn beat(&mut self, desk: Arc<Desk>) {
+        let stop = self.stop.clone();
+        self.spawn("the watchdog", service::beat(desk, stop));
+    }
+
     fn watcher(&mut self, watcher: Watcher) {
         let name = format!("the watch over pool {}", watcher.pool);
         let stop = self.stop.clone();
@@ -304,6 +312,7 @@ impl Running {
             }),
         };
         offer.close();
+        service::stopping();
         // A part that ended because of `stop` did not end by itself.
         let ended = ended.filter(|_| !self.stop.is_cancelled());
         tracing::info!(parts = self.tasks.len(), "stopping; what is under way goes on at the next start");

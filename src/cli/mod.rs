@@ -14,6 +14,7 @@ pub mod lab;
 mod labxen;
 mod link;
 mod loaders;
+mod manual;
 mod pool;
 mod progress;
 mod render;
@@ -95,6 +96,10 @@ enum Command {
     LabXen(labxen::XenLabArgs),
     /// Serve a simulated pool, to try things against.
     Simulate(simulate::SimulateArgs),
+    /// Print the completions of a shell.
+    Completions(manual::CompletionsArgs),
+    /// Write the manual pages into a folder.
+    Man(manual::ManArgs),
 }
 
 const AFTER_HELP: &str = "\
@@ -214,6 +219,8 @@ async fn run(cli: Cli) -> Answer {
         Command::Lab(args) => played(lab::run(&args).await),
         Command::LabXen(args) => labxen::run(&args).await,
         Command::Simulate(args) => simulate::run(&args).await,
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::man(&args),
     }
 }
 

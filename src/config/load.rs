@@ -38,6 +38,13 @@ impl Surroundings {
     pub fn of_process() -> Self {
         Self { credentials: std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from) }
     }
+
+    /// The credential with a pool's password: named as the pool, or as a folder's file is that was loaded whole
+    /// (`LoadCredential=pool:FOLDER` makes `pool_NAME` of each, systemd.exec(5)).
+    fn credential(&self, pool: &str) -> Option<PathBuf> {
+        let folder = self.credentials.as_ref()?;
+        [pool.to_owned(), format!("pool_{pool}")].into_iter().map(|name| folder.join(name)).find(|file| file.exists())
+    }
 }
 
 /// Reads and checks a configuration file. Changes nothing.
@@ -58,8 +65,7 @@ pub fn load_in(path: &Path, surroundings: &Surroundings) -> Result<Config, Probl
         files.texts.insert(file.to_owned(), text_file(&folder.join(file)));
     }
     for (pool, file) in parsed.password_files() {
-        let credential =
-            || surroundings.credentials.as_ref().map(|folder| folder.join(pool)).filter(|file| file.exists());
+        let credential = || surroundings.credential(pool);
         let read = match file {
             Some(file) => Some(password_file(&folder.join(file))),
             None => credential().map(|file| password(&file)),

@@ -1,0 +1,26 @@
+#!/bin/sh
+# Makes the Debian package: build.sh [PROFILE [REVISION]], by default of the profile release, revision 1. Prints its path.
+# What it holds beside the binary (manual pages, completions, the list of what is built in) is made here by the binary.
+set -eu
+cd "$(dirname "$0")/.."
+profile=${1:-release}
+revision=${2:-1}
+folder=$profile
+[ "$profile" = dev ] && folder=debug
+
+packaging/tools.sh deb
+export PATH="$PWD/target/tools/bin:$PATH"
+cargo build --quiet --locked --profile "$profile" --bin bootflip
+binary=target/$folder/bootflip
+rm -rf target/package
+mkdir -p target/package/man
+"$binary" man target/package/man
+"$binary" completions bash >target/package/bootflip.bash
+"$binary" completions zsh >target/package/_bootflip
+"$binary" completions fish >target/package/bootflip.fish
+# An SBOM of what is built in, and of nothing that only tests use.
+cargo cyclonedx --quiet --format json --spec-version 1.5 --no-build-deps --target x86_64-unknown-linux-gnu \
+    --override-filename bootflip.cdx
+mv bootflip.cdx.json target/package/
+mkdir -p target/debian
+cargo deb --quiet --locked --no-build --profile "$profile" --deb-revision "$revision" --output target/debian/
