@@ -13,6 +13,7 @@ pub mod config;
 pub mod dhcp;
 pub mod http;
 pub mod machine;
+pub mod metrics;
 pub mod provision;
 pub mod secret;
 pub mod sim;

@@ -29,6 +29,7 @@ use crate::{
     clock::Clock,
     config::{DhcpInterface, DhcpMode},
     machine::MacAddr,
+    metrics::DhcpDid,
     store::{Store, StoreError},
 };
 pub use sockets::Bound;
@@ -108,14 +109,26 @@ pub struct Status {
     pub nearly_full: Vec<Fullness>,
 }
 
-/// The status of a server that runs.
+/// The status of a server that runs, and how often it did what.
 #[derive(Debug, Clone, Default)]
-pub struct Board(Arc<Mutex<Status>>);
+pub struct Board(Arc<Mutex<Status>>, Arc<Mutex<BTreeMap<DhcpDid, u64>>>);
 
 impl Board {
     /// How it is now.
     pub fn read(&self) -> Status {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What was done so far, and how often.
+    pub fn tally(&self) -> Vec<(DhcpDid, u64)> {
+        let tally = self.1.lock().unwrap_or_else(PoisonError::into_inner);
+        tally.iter().map(|(did, times)| (*did, *times)).collect()
+    }
+
+    fn count(&self, did: DhcpDid) {
+        let mut tally = self.1.lock().unwrap_or_else(PoisonError::into_inner);
+        let times = tally.entry(did).or_insert(0);
+        *times = times.saturating_add(1);
     }
 
     fn write(&self, change: impl FnOnce(&mut Status)) {
@@ -284,6 +297,7 @@ impl Server {
         let request = match Request::parse(bytes) {
             Ok(request) => request,
             Err(refusal) => {
+                self.board.count(DhcpDid::Refused(refusal.label()));
                 debug!(peer = %from, refusal = refusal.label(), "not a DHCP request");
                 return;
             }
@@ -304,7 +318,10 @@ impl Server {
         let mut address = None;
         for action in actions {
             match action {
-                Action::Send(reply) => send(&self.sockets, &reply, mac),
+                Action::Send(reply) => {
+                    self.board.count(DhcpDid::Replied(reply.kind.label()));
+                    send(&self.sockets, &reply, mac);
+                }
                 Action::Commit(lease) => {
                     if writes.try_send(Write::Put(lease)).is_err() {
                         debug!(%mac, "too many leases wait for the store; the client must ask again");
@@ -328,7 +345,10 @@ impl Server {
                     self.board.write(|status| status.neighbours = all);
                     show_neighbour(interface, &neighbour);
                 }
-                Action::Ignore(why) => debug!(%mac, why = why.label(), "DHCP packet ignored"),
+                Action::Ignore(why) => {
+                    self.board.count(DhcpDid::Ignored(why.label()));
+                    debug!(%mac, why = why.label(), "DHCP packet ignored");
+                }
             }
         }
     }

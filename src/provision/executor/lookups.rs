@@ -17,6 +17,13 @@ pub struct LiveJob {
 }
 
 impl Executor {
+    /// How far the jobs are that have not ended, and whether they wait for their pool.
+    pub fn standings(&self) -> Vec<(State, bool)> {
+        let memory = self.memory();
+        let open = memory.live.values().filter(|job| !job.state.is_terminal());
+        open.map(|job| (job.state, job.waiting.is_some())).collect()
+    }
+
     /// The jobs that the runner looks after, in no order.
     pub fn live(&self) -> Vec<LiveJob> {
         let live = |job: &super::Job| LiveJob {
