@@ -4,9 +4,10 @@
 //! from it; a pool that does not answer stops nothing; once `stop` is given, [`serve`] returns within
 //! [`STOP_LIMIT`], and what was under way goes on at the next start.
 
-pub mod admin;
+pub mod api;
 pub mod create;
 pub mod desk;
+pub mod door;
 pub mod identity;
 pub mod images;
 pub mod inventory;
@@ -27,6 +28,7 @@ pub mod templates;
 pub mod views;
 
 mod listeners;
+mod pages;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
@@ -34,8 +36,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    admin::AdminError,
+    api::{Served, socket::SocketError},
     desk::Desk,
+    door::Door,
     identity::StoredIdentity,
     inventory::{Known, Watcher},
     key::KeyError,
@@ -54,6 +57,7 @@ use crate::{
     },
     store::{
         Store, StoreError,
+        accounts::Accounts,
         sqlite::{OpenError, SqliteStore},
     },
     xen::{
@@ -94,7 +98,7 @@ pub enum ServeError {
     Bind(#[from] BindError),
     /// The admin socket.
     #[error(transparent)]
-    Admin(#[from] AdminError),
+    Admin(#[from] SocketError),
     /// The addresses could not be written down.
     #[error("cannot write {path}")]
     Addresses {
@@ -111,7 +115,7 @@ pub enum ServeError {
 impl ServeError {
     /// Another server has the database or the admin socket.
     pub const fn is_locked(&self) -> bool {
-        matches!(self, Self::Open(OpenError::Locked { .. }) | Self::Admin(AdminError::InUse { .. }))
+        matches!(self, Self::Open(OpenError::Locked { .. }) | Self::Admin(SocketError::InUse { .. }))
     }
 }
 
@@ -179,18 +183,18 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
         decisions: Decisions::default(),
     }));
     let first = executor.recover().await.map_err(ServeError::Recover)?;
-    let admin = admin::bind(&config.admin.socket).await?;
+    let admin = Served { socket: api::socket::bind(&config.admin.socket).await? };
     let shared = listeners::Shared {
         gate: gate.clone(),
         sink: Arc::clone(&executor) as Arc<dyn Sink>,
-        store,
+        store: Arc::clone(&store),
         clock: Arc::clone(&clock),
         templates: Arc::clone(&templates),
     };
     let listeners = listeners::bind(&config, &shared).await?;
     let urls = listeners.urls();
     let (dhcp, syslog) = (listeners.dhcp_boards(), listeners.syslog_board());
-    let addresses = listeners.addresses(admin.path());
+    let addresses = listeners.addresses(admin.socket.path());
     write_addresses(&config, &addresses)?;
     let files = listeners.files();
     offer.open(urls.clone(), files.clone().map(Ok));
@@ -208,6 +212,9 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
         clock: Arc::clone(&clock),
         dhcp,
         syslog,
+        door: Door::new(Accounts::new(Arc::clone(&store))),
+        store,
+        stop: stop.clone(),
     });
     let mut parts = Running { tasks: JoinSet::new(), stop };
     parts.listeners(listeners);
@@ -276,13 +283,9 @@ impl Running {
         }
     }
 
-    fn admin(&mut self, socket: admin::Socket, desk: Arc<Desk>) {
+    fn admin(&mut self, admin: Served, desk: Arc<Desk>) {
         let stop = self.stop.clone();
-        self.spawn("the admin socket", async move {
-            if let Err(error) = socket.run(desk, stop).await {
-                tracing::error!(%error, "the admin socket broke");
-            }
-        });
+        self.spawn("the admin API", api::serve(admin, desk, stop));
     }
 
     fn beat(&mut self, desk: Arc<Desk>) {
