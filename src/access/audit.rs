@@ -35,6 +35,8 @@ pub enum Action {
     Logout,
     /// An address showed too many unknown tokens.
     Lockout,
+    /// The configuration was read again.
+    Reload,
 }
 
 /// What is written down; the log adds number, time and hashes.

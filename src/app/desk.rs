@@ -17,6 +17,7 @@ use super::{
     orders::{Health, Order, OrderAnswer, OrderLine, Outcome, PoolAway, RenderOrder},
     planning,
     preview::{self, PreviewError, Wanted, machine_config, profile_for},
+    reload::Live,
     selection::{Candidate, Selection, resolve},
     views::{self, JobView, TransferView},
 };
@@ -30,10 +31,11 @@ use crate::{
         render::{Templates, Urls},
         vouch::Vouch,
     },
-    clock::Clock,
-    config::{Config, ProfileKind},
+    clock::{Clock, Timestamp},
+    config::ProfileKind,
     dhcp::server::Board,
     machine::MacAddr,
+    metrics::Metrics,
     provision::{
         Event,
         capacity::Wish,
@@ -85,8 +87,8 @@ pub enum DeskError {
 /// What the desk works with.
 #[derive(Debug)]
 pub struct Desk {
-    /// The configuration.
-    pub config: Arc<Config>,
+    /// The configuration, as it counts now.
+    pub config: Live,
     /// The jobs.
     pub executor: Arc<Executor>,
     /// The pools, by name.
@@ -113,6 +115,10 @@ pub struct Desk {
     pub store: Arc<dyn Store>,
     /// The server stops: streams end.
     pub stop: CancellationToken,
+    /// What is counted and measured.
+    pub metrics: Arc<Metrics>,
+    /// When the server began.
+    pub began: Timestamp,
 }
 
 impl Desk {
@@ -122,7 +128,7 @@ impl Desk {
         let mut machines = 0;
         self.gate.update(|table| machines = table.len());
         Health {
-            server: self.config.server_name.clone(),
+            server: self.config.now().server_name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             jobs: self.executor.live().iter().filter(|job| !job.state.is_terminal()).count(),
             machines,
@@ -153,7 +159,7 @@ impl Desk {
         let job = self.executor.job(id).await.map_err(OperationError::from)?;
         let job = job.ok_or_else(|| OperationError::NoSuchJob(id.to_owned()))?;
         let Some(mac) = job.mac else { return Ok(String::new()) };
-        let folder = logs::folder(&self.config);
+        let folder = logs::folder(&self.config.now());
         let read = tokio::task::spawn_blocking(move || logs::read(&folder, mac, job.created));
         let read = read.await.map_err(std::io::Error::other).flatten();
         read.map_err(|source| DeskError::Log { mac, source })
@@ -200,7 +206,7 @@ impl Desk {
     async fn look_around(&self, answer: &mut OrderAnswer, wishes: &BTreeMap<String, Vec<Wish>>) {
         for (name, wishes) in wishes {
             let Some(api) = self.apis.get(name) else { continue };
-            match planning::pool(name, api, &self.config.limits, wishes).await {
+            match planning::pool(name, api, &self.config.now().limits, wishes).await {
                 Ok(pool) => answer.pools.push(pool),
                 Err(error) => {
                     answer.pools_away.push(PoolAway { pool: name.clone(), problem: error.to_string() });
@@ -208,7 +214,7 @@ impl Desk {
             }
         }
         let named: BTreeSet<String> = answer.vms.iter().filter_map(|line| line.profile.clone()).collect();
-        let (config, templates) = (Arc::clone(&self.config), Arc::clone(&self.templates));
+        let (config, templates) = (self.config.now(), Arc::clone(&self.templates));
         let files = self.files.clone();
         let read =
             tokio::task::spawn_blocking(move || planning::files(&config, &templates, &named, files.as_ref()));
@@ -238,7 +244,7 @@ impl Desk {
             return Err(DeskError::Empty);
         }
         if let Some(name) = &order.profile {
-            profile_for(&self.config, Some(name), "", "")?;
+            profile_for(&self.config.now(), Some(name), "", "")?;
         }
         let (candidates, pools_away) = self.candidates().await;
         let Selection { chosen, unresolved } = resolve(&order.selectors, &candidates);
@@ -347,19 +353,20 @@ impl Desk {
 
     fn new_job(&self, vm: &Candidate, asked: &Asked<'_>) -> Result<NewJob, PreviewError> {
         let order = asked.order;
-        let profile = profile_for(&self.config, order.profile.as_deref(), &vm.uuid, &vm.name)?.clone();
+        let config = self.config.now();
+        let profile = profile_for(&config, order.profile.as_deref(), &vm.uuid, &vm.name)?.clone();
         if order.rescue && profile.kind != ProfileKind::Rescue {
             return Err(PreviewError::NoRescue(profile.name));
         }
-        let machine = machine_config(&self.config, &vm.uuid, &vm.name);
+        let machine = machine_config(&config, &vm.uuid, &vm.name);
         Ok(NewJob {
             id: new_id(),
             pool: vm.pool.clone(),
             vm_uuid: vm.uuid.clone(),
             vm_name: vm.name.clone(),
-            variables: preview::variables(&self.config, &profile, vm),
+            variables: preview::variables(&config, &profile, vm),
             profile,
-            deadlines: self.config.deadlines.clone(),
+            deadlines: config.deadlines.clone(),
             options: Options {
                 reinstall: order.reinstall,
                 keep_hvm_seconds: order.keep_hvm_seconds,
@@ -415,10 +422,11 @@ impl Desk {
     /// What a machine would be served.
     pub async fn render(&self, order: &RenderOrder) -> Result<String, DeskError> {
         let (pool, vm) = self.find(&order.vm).await?;
-        let profile = profile_for(&self.config, order.profile.as_deref(), &vm.uuid, &vm.name_label)?;
+        let config = self.config.now();
+        let profile = profile_for(&config, order.profile.as_deref(), &vm.uuid, &vm.name_label)?;
         let api = self.apis.get(&pool).ok_or_else(|| OperationError::NoSuchPool(pool.clone()))?;
         let wanted = Wanted { vm: &vm, pool: &pool, profile, order };
-        Ok(preview::render(&self.config, &self.templates, self.urls.as_ref(), api, wanted).await?)
+        Ok(preview::render(&config, &self.templates, self.urls.as_ref(), api, wanted).await?)
     }
 
     async fn find(&self, name: &str) -> Result<(String, VmRecord), DeskError> {

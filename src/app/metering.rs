@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use axum::{Router, extract, http::header, response::IntoResponse, routing::get};
 use futures_util::{FutureExt, future::BoxFuture};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -16,9 +17,8 @@ use tokio_util::sync::CancellationToken;
 use super::desk::Desk;
 use crate::{
     boot::sink::{Report, ReportAnswer, Seen, Sink, Transfer, Unavailable},
-    clock::Timestamp,
     dhcp,
-    metrics::{JobNow, Metrics, Now},
+    metrics::{self, JobNow, Metrics, Now},
     provision::{Job, executor::Executor, job::State},
     secret::TokenHash,
     store::{Batch, Change, Entry, Revision, Store, StoreError, Watch},
@@ -154,11 +154,21 @@ fn changed(states: &mut HashMap<String, State>, change: &Change) -> Option<(Opti
 }
 
 fn lasted(job: &Job) -> Duration {
-    job.states.last().map_or(Duration::ZERO, |mark| mark.at.since(job.created))
+    job.history.last().map_or(Duration::ZERO, |mark| mark.at.since(job.created))
+}
+
+/// `/metrics`; its scope is `Scope::Read`.
+pub(in crate::app) fn read_routes() -> Router<Arc<Desk>> {
+    Router::new().route("/metrics", get(scrape))
+}
+
+async fn scrape(extract::State(desk): extract::State<Arc<Desk>>) -> impl IntoResponse {
+    desk.metrics.observe(&look(&desk));
+    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], desk.metrics.render())
 }
 
 /// What only is known when it is asked for.
-pub fn look(desk: &Desk, began: Timestamp) -> Now {
+fn look(desk: &Desk) -> Now {
     let health = desk.health();
     let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
     let pools = desk.known.problems().into_iter().map(|(pool, problem)| (pool, problem.is_none()));
@@ -174,10 +184,10 @@ pub fn look(desk: &Desk, began: Timestamp) -> Now {
         dhcp_nearly_full: count(health.dhcp.iter().map(|status| status.nearly_full.len()).sum()),
         dhcp: did.into_iter().collect(),
         syslog: desk.syslog.as_ref().map(syslog::server::Board::read),
-        store_bytes: store_bytes(&desk.config.state_dir.join(super::DATABASE)),
+        store_bytes: store_bytes(&desk.config.now().state_dir.join(super::DATABASE)),
         memory_bytes: resident_bytes(),
         open_files: count(std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)),
-        since_seconds: began.millis() / 1000,
+        since_seconds: desk.began.millis() / 1000,
     }
 }
 
@@ -220,7 +230,10 @@ mod tests {
         store.commit(Batch::new().expect("a", None).put("a", "2")).await.unwrap_err();
         assert_eq!(store.get("a").await.unwrap().unwrap().value, b"1");
         let text = metrics.render();
-        for line in ["bootflip_store_commits_total{outcome=\"ok\"} 1", "bootflip_store_commits_total{outcome=\"conflict\"} 1"] {
+        for line in [
+            "bootflip_store_commits_total{outcome=\"ok\"} 1",
+            "bootflip_store_commits_total{outcome=\"conflict\"} 1",
+        ] {
             assert!(text.contains(line), "{text}");
         }
     }

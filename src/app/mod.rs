@@ -8,6 +8,7 @@ pub mod api;
 pub mod create;
 pub mod desk;
 pub mod door;
+pub mod history;
 pub mod identity;
 pub mod images;
 pub mod inventory;
@@ -15,12 +16,14 @@ pub mod key;
 pub mod loaders;
 pub mod logs;
 pub mod machines;
+pub mod metering;
 pub mod orders;
 pub mod planning;
 pub mod preview;
 pub mod probe;
 pub mod publish;
 pub mod reach;
+pub mod reload;
 pub mod selection;
 pub mod service;
 pub mod serving;
@@ -30,7 +33,12 @@ pub mod views;
 mod listeners;
 mod pages;
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -43,16 +51,20 @@ use self::{
     inventory::{Known, Watcher},
     key::KeyError,
     listeners::{BindError, Listeners},
+    metering::{CountedSink, MeasuredPool, MeasuredStore},
+    reload::Live,
     serving::Offer,
     templates::TemplateError,
 };
 use crate::{
-    boot::{Gate, sink::Sink},
+    boot::Gate,
     clock::{Clock, SystemClock},
     config::Config,
+    metrics::Metrics,
     provision::{
         admission::Caps,
         executor::{Decisions, Executor, Parts, PoolAccess},
+        job::State,
         runner::{self, Bell, Rings},
     },
     store::{
@@ -61,6 +73,7 @@ use crate::{
         sqlite::{OpenError, SqliteStore},
     },
     xen::{
+        Transport,
         api::Api,
         client::{Client, ClientError, ForJobs, WayBack},
     },
@@ -157,8 +170,29 @@ pub fn apis(clients: &BTreeMap<String, Arc<Client>>) -> BTreeMap<String, Api> {
 /// # Errors
 /// It cannot start, and nothing is left behind; or a part of it ended by itself.
 pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeError> {
+    open(config, &stop).await?.run(stop).await
+}
+
+/// A server that has everything and answers nothing yet.
+struct Opened {
+    desk: Arc<Desk>,
+    clients: BTreeMap<String, Arc<Client>>,
+    offer: Arc<Offer>,
+    listeners: Listeners,
+    admin: Served,
+    bell: Bell,
+    rings: Rings,
+    /// The jobs that want a look.
+    first: Vec<String>,
+    /// How far all jobs are.
+    states: HashMap<String, State>,
+}
+
+async fn open(config: Config, stop: &CancellationToken) -> Result<Opened, ServeError> {
     let config = Arc::new(config);
-    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(config.state_dir.join(DATABASE))?);
+    let metrics = Arc::new(Metrics::new());
+    let inner: Arc<dyn Store> = Arc::new(SqliteStore::open(config.state_dir.join(DATABASE))?);
+    let store: Arc<dyn Store> = Arc::new(MeasuredStore { inner, metrics: Arc::clone(&metrics) });
     let key = key::load_or_make(&config.state_dir)?;
     let templates = Arc::new(templates::load(config.template_dir.as_deref())?);
     let kept = |pool: &str| Arc::new(StoredIdentity::of(Arc::clone(&store), pool));
@@ -172,7 +206,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
     let executor = Arc::new(Executor::new(Parts {
         owner: config.server_name.clone(),
         store: Arc::clone(&store),
-        pools: pools(&config, &clients),
+        pools: pools(&config, &clients, &metrics),
         gate: gate.clone(),
         clock: Arc::clone(&clock),
         key,
@@ -183,10 +217,11 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
         decisions: Decisions::default(),
     }));
     let first = executor.recover().await.map_err(ServeError::Recover)?;
+    let states = metering::states(&*store).await.map_err(ServeError::Recover)?;
     let admin = Served { socket: api::socket::bind(&config.admin.socket).await? };
     let shared = listeners::Shared {
         gate: gate.clone(),
-        sink: Arc::clone(&executor) as Arc<dyn Sink>,
+        sink: Arc::new(CountedSink { inner: Arc::clone(&executor) as _, metrics: Arc::clone(&metrics) }),
         store: Arc::clone(&store),
         clock: Arc::clone(&clock),
         templates: Arc::clone(&templates),
@@ -199,43 +234,59 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
     let files = listeners.files();
     offer.open(urls.clone(), files.clone().map(Ok));
     tracing::info!(server = %config.server_name, pools = apis.len(), jobs = first.len(), %addresses, "serve");
-    let known = Known::default();
+    let (known, began) = (Known::default(), clock.now());
     let desk = Arc::new(Desk {
-        config: Arc::clone(&config),
-        executor: Arc::clone(&executor),
-        apis: apis.clone(),
-        known: known.clone(),
-        gate: gate.clone(),
+        config: Live::new(config),
+        executor,
+        apis,
+        known,
+        gate,
         templates,
         files,
         urls,
-        clock: Arc::clone(&clock),
+        clock,
         dhcp,
         syslog,
         door: Door::new(Accounts::new(Arc::clone(&store))),
         store,
         stop: stop.clone(),
+        metrics,
+        began,
     });
-    let mut parts = Running { tasks: JoinSet::new(), stop };
-    parts.listeners(listeners);
-    parts.beat(Arc::clone(&desk));
-    parts.admin(admin, desk);
-    for (pool, api) in apis {
-        let (gate, executor, known) = (gate.clone(), Arc::clone(&executor), known.clone());
-        parts.watcher(Watcher { pool, api, gate, executor, wakers: Arc::new(bell.clone()), known });
-    }
-    parts.jobs(executor, clock, rings, first);
-    service::ready();
-    let result = parts.wait(&offer).await;
-    log_out(&clients).await;
-    result
+    Ok(Opened { desk, clients, offer, listeners, admin, bell, rings, first, states })
 }
 
-fn pools(config: &Config, clients: &BTreeMap<String, Arc<Client>>) -> BTreeMap<String, PoolAccess> {
+impl Opened {
+    /// Answers until `stop`.
+    async fn run(self, stop: CancellationToken) -> Result<(), ServeError> {
+        let Self { desk, clients, offer, listeners, admin, bell, rings, first, states } = self;
+        let mut parts = Running { tasks: JoinSet::new(), stop };
+        parts.listeners(listeners);
+        parts.beat(Arc::clone(&desk));
+        parts.count(&desk, states);
+        parts.admin(admin, Arc::clone(&desk));
+        parts.watchers(&desk, &bell);
+        parts.jobs(&desk, rings, first);
+        parts.housekeeping(&desk);
+        service::ready();
+        let result = parts.wait(&offer).await;
+        log_out(&clients).await;
+        result
+    }
+}
+
+fn pools(
+    config: &Config,
+    clients: &BTreeMap<String, Arc<Client>>,
+    metrics: &Arc<Metrics>,
+) -> BTreeMap<String, PoolAccess> {
+    let measured = |pool: &str, inner: Arc<dyn Transport>| {
+        Api::new(Arc::new(MeasuredPool { pool: pool.to_owned(), inner, metrics: Arc::clone(metrics) }))
+    };
     let access = |(name, client): (&String, &Arc<Client>)| {
         let access = PoolAccess {
-            api: Api::new(Arc::new(ForJobs(Arc::clone(client)))),
-            way_back: Api::new(Arc::new(WayBack(Arc::clone(client)))),
+            api: measured(name, Arc::new(ForJobs(Arc::clone(client)))),
+            way_back: measured(name, Arc::new(WayBack(Arc::clone(client)))),
             allow: config.pools.get(name)?.allow.clone(),
             installs: Caps { pool: config.limits.installs_per_pool, host: config.limits.installs_per_host },
         };
@@ -293,13 +344,36 @@ impl Running {
         self.spawn("the watchdog", service::beat(desk, stop));
     }
 
-    fn watcher(&mut self, watcher: Watcher) {
-        let name = format!("the watch over pool {}", watcher.pool);
-        let stop = self.stop.clone();
-        self.spawn(&name, watcher.run(stop));
+    fn count(&mut self, desk: &Desk, states: HashMap<String, State>) {
+        let (store, metrics, stop) = (Arc::clone(&desk.store), Arc::clone(&desk.metrics), self.stop.clone());
+        self.spawn("the count of jobs", metering::follow_jobs(store, states, metrics, stop));
     }
 
-    fn jobs(&mut self, executor: Arc<Executor>, clock: Arc<dyn Clock>, rings: Rings, first: Vec<String>) {
+    fn housekeeping(&mut self, desk: &Arc<Desk>) {
+        let (asked, stop) = (Arc::clone(desk), self.stop.clone());
+        self.spawn("the wait for SIGHUP", reload::at_hangups(asked, stop));
+        let (keeper, stop) = (Arc::clone(desk), self.stop.clone());
+        self.spawn("the housekeeping", history::keep(keeper, stop));
+    }
+
+    fn watchers(&mut self, desk: &Desk, bell: &Bell) {
+        for (pool, api) in &desk.apis {
+            let watcher = Watcher {
+                pool: pool.clone(),
+                api: api.clone(),
+                gate: desk.gate.clone(),
+                executor: Arc::clone(&desk.executor),
+                wakers: Arc::new(bell.clone()),
+                known: desk.known.clone(),
+            };
+            let name = format!("the watch over pool {pool}");
+            let stop = self.stop.clone();
+            self.spawn(&name, watcher.run(stop));
+        }
+    }
+
+    fn jobs(&mut self, desk: &Desk, rings: Rings, first: Vec<String>) {
+        let (executor, clock) = (Arc::clone(&desk.executor), Arc::clone(&desk.clock));
         let stop = self.stop.clone();
         self.spawn("the job runner", runner::run(executor, clock, rings, first, stop));
     }

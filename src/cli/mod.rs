@@ -14,21 +14,24 @@ pub mod lab;
 mod labxen;
 mod link;
 mod loaders;
+mod logging;
 mod manual;
 mod pool;
 mod progress;
+mod reload;
 mod render;
 mod rescue;
 mod restore;
 mod selectors;
 mod serve;
 mod simulate;
+mod store;
 mod table;
 mod template;
 mod vm;
 
 use std::{
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -96,6 +99,11 @@ enum Command {
     LabXen(labxen::XenLabArgs),
     /// Serve a simulated pool, to try things against.
     Simulate(simulate::SimulateArgs),
+    /// Have the server read its configuration again; jobs under way keep what they were made with.
+    Reload(reload::ReloadArgs),
+    /// Copy the database, or look whether it is whole.
+    #[command(subcommand)]
+    Store(store::StoreCommand),
     /// Print the completions of a shell.
     Completions(manual::CompletionsArgs),
     /// Write the manual pages into a folder.
@@ -164,7 +172,10 @@ type Answer = Result<Ended, Stop>;
 /// Runs the program as its arguments say.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    set_up_logging(matches!(cli.command, Command::Serve(_)));
+    // The server's log is as its configuration says, which is still to be read.
+    if !matches!(cli.command, Command::Serve(_)) {
+        logging::commands();
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers())
         .thread_name("bootflip")
@@ -219,6 +230,8 @@ async fn run(cli: Cli) -> Answer {
         Command::Lab(args) => played(lab::run(&args).await),
         Command::LabXen(args) => labxen::run(&args).await,
         Command::Simulate(args) => simulate::run(&args).await,
+        Command::Reload(args) => reload::run(&args, &config).await,
+        Command::Store(command) => store::run(&command, &config),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),
     }
@@ -231,15 +244,6 @@ fn played(well: anyhow::Result<bool>) -> Answer {
         Ok(false) => Ok(Ended::Failed),
         Err(error) => Err(Stop::new(Ended::Failed, format!("{error:#}"))),
     }
-}
-
-/// Logs go to stderr, as `RUST_LOG` says; the server tells what an operator may act on, commands only trouble.
-fn set_up_logging(server: bool) {
-    use tracing_subscriber::EnvFilter;
-    let level = if server { "info" } else { "warn" };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    let layer = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    layer.with_ansi(io::stderr().is_terminal()).with_target(false).init();
 }
 
 /// Reads the configuration.

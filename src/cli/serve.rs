@@ -6,7 +6,7 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{Answer, Ended, Stop, load};
+use super::{Answer, Ended, Stop, load, logging};
 use crate::app;
 
 /// How long after a signal the process may still be there; the server itself needs less.
@@ -18,6 +18,7 @@ pub(super) struct ServeArgs {}
 
 pub(super) async fn run(_: &ServeArgs, config: &Path) -> Answer {
     let config = load(config)?;
+    logging::server(config.log)?;
     allow_descriptors();
     let stop = CancellationToken::new();
     let signalled = stop.clone();
@@ -48,6 +49,9 @@ fn allow_descriptors() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let all = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if limit == all {
+        return; // systemd's LimitNOFILE has done it, and its filter of calls need not allow this one
+    }
     if let Err(error) = setrlimit(Resource::Nofile, all) {
         tracing::warn!(%error, "the number of open files stays as it is");
     }

@@ -21,7 +21,7 @@ use std::{
 use super::{
     Config, Deadlines, Limits,
     problem::{Notes, Problems, Spot},
-    raw::{RawConfig, RawDeadlines, RawLimits, RawServer},
+    raw::{RawConfig, RawDeadlines, RawLimits, RawServer, RawStore},
     read::{At, Reader},
     shipped,
     variables::Declarations,
@@ -30,6 +30,9 @@ use crate::secret::Secret;
 
 /// Where state is kept unless `server.state_dir` says otherwise.
 const STATE_DIR: &str = "/var/lib/bootflip";
+
+/// Days that jobs which have ended are kept, unless `store.keep_days` says otherwise.
+const KEEP_DAYS: u32 = 365;
 
 /// The shortest and the longest deadline that makes sense.
 const DEADLINES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(7 * 24 * 3600));
@@ -100,7 +103,7 @@ impl Parsed {
         let folder = file.parent().unwrap_or_else(|| Path::new(""));
         let mut checker =
             Checker { folder, files, declared: BTreeMap::new(), open: BTreeSet::new(), notes: self.notes };
-        let config = checker.config(&self.raw);
+        let config = checker.config(file, &self.raw);
         checker.notes.verdict(file.to_owned(), config)
     }
 }
@@ -118,7 +121,7 @@ struct Checker<'a> {
 }
 
 impl Checker<'_> {
-    fn config(&mut self, file: &At<RawConfig>) -> Option<Config> {
+    fn config(&mut self, path: &Path, file: &At<RawConfig>) -> Option<Config> {
         let raw = &file.value;
         let (server_name, state_dir) = self.server(raw.server.as_ref(), &file.spot);
         let pools = self.pools(raw.pool.as_ref(), &file.spot);
@@ -137,9 +140,13 @@ impl Checker<'_> {
         let limits = self.limits(raw.limits.as_ref());
         let deadlines = self.deadlines(raw.deadlines.as_ref());
         let template_dir = raw.template_dir.as_ref().map(|folder| self.path(folder));
+        let log = raw.log.as_ref().and_then(|log| Some(log.value.format.as_ref()?.value));
         Some(Config {
+            file: path.to_owned(),
             server_name: server_name?,
             state_dir,
+            keep: self.keep(raw.store.as_ref()),
+            log: log.unwrap_or_default(),
             pools,
             dhcp,
             dhcp_off,
@@ -168,6 +175,12 @@ impl Checker<'_> {
         let state_dir = raw.and_then(|raw| raw.state_dir.as_ref());
         let state_dir = state_dir.map_or_else(|| PathBuf::from(STATE_DIR), |folder| self.path(folder));
         (name.map(|name| name.value.clone()), state_dir)
+    }
+
+    fn keep(&mut self, store: Option<&At<RawStore>>) -> Option<Duration> {
+        let days =
+            store.map_or(KEEP_DAYS, |store| self.within(&store.value.keep_days, KEEP_DAYS, (0, 36_500)));
+        (days > 0).then(|| Duration::from_secs(u64::from(days) * 24 * 3600))
     }
 
     fn limits(&mut self, limits: Option<&At<RawLimits>>) -> Limits {

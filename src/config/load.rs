@@ -43,7 +43,10 @@ impl Surroundings {
     /// (`LoadCredential=pool:FOLDER` makes `pool_NAME` of each, systemd.exec(5)).
     fn credential(&self, pool: &str) -> Option<PathBuf> {
         let folder = self.credentials.as_ref()?;
-        [pool.to_owned(), format!("pool_{pool}")].into_iter().map(|name| folder.join(name)).find(|file| file.exists())
+        [pool.to_owned(), format!("pool_{pool}")]
+            .into_iter()
+            .map(|name| folder.join(name))
+            .find(|file| file.exists())
     }
 }
 

@@ -4,6 +4,7 @@
 
 pub mod architecture;
 mod check;
+pub mod difference;
 mod load;
 mod problem;
 mod raw;
@@ -26,10 +27,16 @@ pub(crate) use read::nearest;
 /// A checked configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// The file that it was read from.
+    pub file: PathBuf,
     /// `server.name`: the owner that stands in our claims.
     pub server_name: String,
     /// `server.state_dir`: database, token key, lock.
     pub state_dir: PathBuf,
+    /// `store.keep_days`: how long jobs that have ended are kept; `None`: for good.
+    pub keep: Option<Duration>,
+    /// `log.format`.
+    pub log: LogFormat,
     /// The pools, by name.
     pub pools: BTreeMap<String, PoolConfig>,
     /// DHCP, per interface; empty: somebody else's DHCP and PXE serve.
@@ -210,6 +217,18 @@ pub struct TftpConfig {
     pub transfers_per_client: u16,
     /// Transfers at the same time.
     pub transfers: u16,
+}
+
+/// How the server writes its log.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Lines for people, to stderr.
+    #[default]
+    Text,
+    /// One JSON object a line, to stderr.
+    Json,
+    /// Entries of systemd's journal, with fields of their own.
+    Journald,
 }
 
 /// A TFTP implementation.

@@ -11,7 +11,7 @@ use ipnet::Ipv4Net;
 use toml::de::DeValue;
 
 use super::{
-    Completion, EvidenceKind, Fetch, ProfileKind, TftpEngine, VariableKind,
+    Completion, EvidenceKind, Fetch, LogFormat, ProfileKind, TftpEngine, VariableKind,
     problem::Spot,
     read::{At, Read, Reader, Scalar, section},
 };
@@ -23,6 +23,8 @@ section! {
     /// The whole file.
     RawConfig {
         server: RawServer,
+        store: RawStore,
+        log: RawLog,
         pool: Named<RawPool>,
         dhcp: Vec<At<RawDhcp>>,
         tftp: RawTftp,
@@ -44,6 +46,20 @@ section! {
     RawServer {
         name: String,
         state_dir: String,
+    }
+}
+
+section! {
+    /// `[store]`.
+    RawStore {
+        keep_days: u32,
+    }
+}
+
+section! {
+    /// `[log]`.
+    RawLog {
+        format: LogFormat,
     }
 }
 
@@ -467,6 +483,12 @@ words!(Fetch, "a way to fetch boot files", r#""http" or "tftp""#, {
 words!(TftpEngine, "a TFTP engine", r#""own" or "async-tftp""#, {
     "own" => Self::Own,
     "async-tftp" => Self::AsyncTftp,
+});
+
+words!(LogFormat, "a format of logs", r#""text", "json" or "journald""#, {
+    "text" => Self::Text,
+    "json" => Self::Json,
+    "journald" => Self::Journald,
 });
 
 impl Scalar for EvidenceKind {

@@ -9,15 +9,8 @@ use crate::{
 };
 
 /// Every sign.
-pub(super) const SIGNS: [Sign; 7] = [
-    Sign::Dhcp,
-    Sign::NetbootRefused,
-    Sign::Loader,
-    Sign::Script,
-    Sign::Kernel,
-    Sign::Initrd,
-    Sign::Lease,
-];
+pub(super) const SIGNS: [Sign; 7] =
+    [Sign::Dhcp, Sign::NetbootRefused, Sign::Loader, Sign::Script, Sign::Kernel, Sign::Initrd, Sign::Lease];
 
 pub(super) const fn sign(sign: Sign) -> &'static str {
     match sign {

@@ -187,29 +187,29 @@ impl Metrics {
 
     fn begin(&self) {
         for sign in labels::SIGNS {
-            self.signs.get_or_create(&one("sign", labels::sign(sign)));
+            drop(self.signs.get_or_create(&one("sign", labels::sign(sign))));
         }
         for protocol in labels::PROTOCOLS {
-            self.sent_bytes.get_or_create(&one("protocol", labels::protocol(protocol)));
-            self.transfer_seconds.get_or_create(&one("protocol", labels::protocol(protocol)));
+            drop(self.sent_bytes.get_or_create(&one("protocol", labels::protocol(protocol))));
+            drop(self.transfer_seconds.get_or_create(&one("protocol", labels::protocol(protocol))));
         }
         for outcome in labels::ANSWER_FILES {
-            self.answer_files.get_or_create(&one("outcome", outcome));
+            drop(self.answer_files.get_or_create(&one("outcome", outcome)));
         }
         for answer in labels::REPORT_ANSWERS {
-            self.reports.get_or_create(&one("answer", labels::report(answer)));
+            drop(self.reports.get_or_create(&one("answer", labels::report(answer))));
         }
         for state in State::ALL {
-            self.transitions.get_or_create(&one("state", labels::state(state)));
+            drop(self.transitions.get_or_create(&one("state", labels::state(state))));
         }
         for reason in Reason::ALL {
-            self.reasons.get_or_create(&one("reason", reason.label()));
+            drop(self.reasons.get_or_create(&one("reason", reason.label())));
         }
         for state in State::ALL.into_iter().filter(|state| state.is_terminal()) {
-            self.job_seconds.get_or_create(&one("state", labels::state(state)));
+            drop(self.job_seconds.get_or_create(&one("state", labels::state(state))));
         }
         for outcome in labels::COMMITS {
-            self.commits.get_or_create(&one("outcome", outcome));
+            drop(self.commits.get_or_create(&one("outcome", outcome)));
         }
     }
 
@@ -223,7 +223,11 @@ impl Metrics {
 
     fn register_boot(&mut self) {
         let registry = &mut self.registry;
-        registry.register("boot_signs", "Signs of life of machines, as the boot services saw them", self.signs.clone());
+        registry.register(
+            "boot_signs",
+            "Signs of life of machines, as the boot services saw them",
+            self.signs.clone(),
+        );
         registry.register("boot_transfers", "Transfers of boot files that ended", self.transfers.clone());
         registry.register("boot_sent_bytes", "Bytes of boot files that left", self.sent_bytes.clone());
         let help = "How long transfers of boot files took";
@@ -257,7 +261,11 @@ impl Metrics {
     fn register_pools(&mut self) {
         let registry = &mut self.registry;
         registry.register("xen_calls", "XenAPI calls that ended", self.calls.clone());
-        registry.register("xen_call_duration_seconds", "How long XenAPI calls took", self.call_seconds.clone());
+        registry.register(
+            "xen_call_duration_seconds",
+            "How long XenAPI calls took",
+            self.call_seconds.clone(),
+        );
         registry.register("xen_pool_up", "Whether a pool answered last: 1 or 0", self.gauges.pools.clone());
     }
 
@@ -321,7 +329,8 @@ impl Metrics {
     /// A call to this pool ended.
     pub fn call<T>(&self, pool: &str, method: Method, answer: &Result<T, CallError>, took: Duration) {
         let (pool, name) = (Cow::from(pool.to_owned()), Cow::from(method.name()));
-        let all = [("pool", pool.clone()), ("method", name.clone()), ("outcome", labels::call(answer).into())];
+        let all =
+            [("pool", pool.clone()), ("method", name.clone()), ("outcome", labels::call(answer).into())];
         self.calls.get_or_create(&all).inc();
         let both = [("pool", pool), ("method", name)];
         self.call_seconds.get_or_create(&both).observe(took.as_secs_f64());
@@ -431,7 +440,10 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
         }
-        assert!(!text.contains("secret") && !text.contains("10.0.0.1"), "what is not of a closed list is no label");
+        assert!(
+            !text.contains("secret") && !text.contains("10.0.0.1"),
+            "what is not of a closed list is no label"
+        );
         assert!(text.ends_with("# EOF\n"));
     }
 

@@ -102,6 +102,18 @@ impl Jobs {
         self.store.commit(batch.put(live, job.id.as_bytes()).put(job_key(&job.id), json(job)?)).await
     }
 
+    /// Removes a job that has ended, read as `stored`.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when it changed meanwhile.
+    pub async fn remove(&self, stored: &Stored) -> Result<Revision, StoreError> {
+        let key = job_key(&stored.job.id);
+        let revision =
+            self.store.commit(Batch::new().expect(&key, Some(stored.revision)).delete(&key)).await?;
+        self.parsed.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+        Ok(revision)
+    }
+
     /// Replaces a job, read at `from`, and keeps the VM's live mark in step with it.
     ///
     /// # Errors

@@ -6,6 +6,7 @@
 //! that is full or fails is answered with [`StoreError::Unavailable`] call by call, so that everything goes on by
 //! itself once it works again. `schema` opens and checks the file.
 
+pub mod care;
 mod schema;
 mod writer;
 

@@ -217,7 +217,11 @@ fn a_systemd_credential_named_as_the_pool_is_its_password() {
     assert_eq!(password(&BASE.replace("password_file = \"secret\"\n", "")), "from-systemd");
     assert_eq!(password(BASE), PASSWORD, "a file that the configuration names comes first");
     std::fs::rename(credentials.path().join("main"), credentials.path().join("pool_main")).unwrap();
-    assert_eq!(password(&BASE.replace("password_file = \"secret\"\n", "")), "from-systemd", "of a whole folder");
+    assert_eq!(
+        password(&BASE.replace("password_file = \"secret\"\n", "")),
+        "from-systemd",
+        "of a whole folder"
+    );
 }
 
 #[test]

@@ -29,7 +29,7 @@ use utoipa::{
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub use self::problem::{Kind, Refusal};
-use super::{desk::Desk, orders, pages};
+use super::{desk::Desk, metering, orders, pages};
 use crate::access::Scope;
 pub use listen::{Served, serve};
 
@@ -96,7 +96,7 @@ fn operate() -> OpenApiRouter<Arc<Desk>> {
 
 /// What needs [`Scope::Admin`].
 fn admin() -> OpenApiRouter<Arc<Desk>> {
-    OpenApiRouter::new().routes(routes!(jobs::render_secrets))
+    OpenApiRouter::new().routes(routes!(jobs::render_secrets)).routes(routes!(system::reload))
 }
 
 /// A router of the API whose every route needs this scope; the document says so, too.
@@ -143,6 +143,7 @@ pub fn routes(desk: Arc<Desk>) -> Router {
     Router::new()
         .merge(api)
         .merge(paged(Scope::Read, pages::read_routes()))
+        .merge(paged(Scope::Read, metering::read_routes()))
         .merge(paged(Scope::Operate, pages::operate_routes()))
         .merge(pages::open_routes())
         .merge(login::routes())

@@ -1,13 +1,23 @@
-//! `/health`, `/ready`, `/version` and `/openapi.json`.
+//! `/health`, `/ready`, `/version`, `/openapi.json` and `/reload`.
 
 use std::sync::Arc;
 
 use axum::{Json, extract::State};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::problem::Problems;
-use crate::app::{desk::Desk, orders::Health};
+use super::{
+    input::Body,
+    problem::{Kind, Problems, Refusal},
+};
+use crate::{
+    access::Caller,
+    app::{
+        desk::Desk,
+        orders::Health,
+        reload::{self, Reloaded},
+    },
+};
 
 type At = State<Arc<Desk>>;
 
@@ -36,4 +46,31 @@ pub(super) async fn version() -> Json<Version> {
     let words = [env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"), "v1"];
     let [program, version, api] = words.map(str::to_owned);
     Json(Version { program, version, api })
+}
+
+/// Whether to take over what differs.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+pub(super) struct ReloadOrder {
+    /// Only tell.
+    #[serde(default)]
+    look: bool,
+}
+
+/// Reads the configuration again: checks it whole, and takes over what a running server can. Jobs under way keep what they
+/// were made with.
+#[utoipa::path(post, path = "/reload", tag = "system", request_body = ReloadOrder,
+    responses((status = 200, description = "What differs", body = Reloaded), Problems))]
+pub(super) async fn reload(
+    State(desk): At,
+    caller: Caller,
+    Body(order): Body<ReloadOrder>,
+) -> Result<Json<Reloaded>, Refusal> {
+    let asked = Arc::clone(&desk);
+    let read = tokio::task::spawn_blocking(move || reload::reload(&asked, order.look)).await;
+    let read = read.map_err(|error| Refusal::new(Kind::Internal, error.to_string()))?;
+    if !order.look {
+        tracing::info!(asked_by = caller.label(), "configuration read again");
+        desk.door.write_down(&[reload::deed(&caller, &read)], desk.clock.now()).await;
+    }
+    read.map(Json).map_err(|mistakes| Refusal::new(Kind::CannotBe, mistakes.to_string()))
 }

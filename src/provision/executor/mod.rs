@@ -7,6 +7,7 @@
 mod calls;
 pub mod claims;
 mod facts;
+mod history;
 pub mod lookups;
 mod publish;
 mod reports;

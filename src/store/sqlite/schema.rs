@@ -74,6 +74,23 @@ pub(super) fn open_for_reading(path: &Path) -> Result<Connection, OpenError> {
         .map_err(|source| OpenError::Database { path: path.to_owned(), source })
 }
 
+/// A reading connection to a database that is there and ours, whole or not.
+pub(super) fn open_to_look(path: &Path) -> Result<Connection, OpenError> {
+    let failed = |source| OpenError::Database { path: path.to_owned(), source };
+    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(failed)?;
+    match owner(&connection) {
+        Ok(Owner::Bootflip { schema }) if schema > SCHEMA => {
+            Err(OpenError::Newer { path: path.to_owned(), found: schema, known: SCHEMA })
+        }
+        Ok(Owner::Bootflip { schema: _ }) => Ok(connection),
+        Ok(Owner::Nobody | Owner::Another) => Err(OpenError::Foreign { path: path.to_owned() }),
+        Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::NotADatabase) => {
+            Err(OpenError::Foreign { path: path.to_owned() })
+        }
+        Err(source) => Err(failed(source)),
+    }
+}
+
 /// Drops the oldest removed keys, and notes how far.
 pub(super) fn forget_removed(connection: &Connection) -> rusqlite::Result<()> {
     let last = "SELECT max(revision) FROM (SELECT revision FROM entries WHERE value IS NULL
