@@ -7,7 +7,7 @@ LAB_INSTALL ?= target/lab-install
 LAB_XEN ?= target/lab-xen
 SECONDS ?= 60
 
-.PHONY: help build demo lab lab-install lab-xen bench fuzz test test-full check-tools
+.PHONY: help build demo lab lab-install lab-xen bench fuzz test test-full deb deny check-tools
 
 help:
 	@echo "make demo [ARGS=...]   the whole cycle on loopback; needs Rust and a C compiler, no root"
@@ -24,6 +24,8 @@ help:
 	@echo "make fuzz [SECONDS=60] each target of fuzz/ for so long; installs cargo-fuzz; RUNS=N: so many executions instead"
 	@echo "make test              format, clippy, unit and integration tests; a time for each group"
 	@echo "make test-full         make test, ten times as many walks, the demos, foreign XenAPI clients, the labs"
+	@echo "make deb               target/debian/bootflip_*.deb, with manual pages, completions and an SBOM"
+	@echo "make deny              licences, sources and doubles of all dependencies; ADVISORIES=1: known defects too"
 	@echo "make build             target/debug/bootflip"
 
 check-tools:
@@ -83,6 +85,14 @@ fuzz: check-tools
 	    RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run $$target fuzz/target/corpus/$$target fuzz/corpus/$$target -- \
 	        -print_final_stats=1 -verbosity=0 $(if $(RUNS),-runs=$(RUNS),-max_total_time=$(SECONDS)); \
 	done
+
+deb: check-tools
+	@packaging/build.sh release
+
+# The list of known defects is a git repository elsewhere; everything else needs only the registry.
+deny: check-tools
+	@packaging/tools.sh deny
+	@target/tools/bin/cargo-deny check --hide-inclusion-graph bans licenses sources $(if $(ADVISORIES),advisories)
 
 test: check-tools
 	@tests/run.sh

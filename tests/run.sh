@@ -36,6 +36,9 @@ fi
 if [ "$(id -u)" = 0 ] && [ -x tests/net/prepare.sh ]; then
     group net-programs tests/net/prepare.sh
 fi
+if command -v apt-get >/dev/null; then
+    group metrics-programs tests/metrics/prepare.sh target/promtool
+fi
 if command -v python3 >/dev/null; then
     group template-programs tests/templates/prepare.sh
 fi
@@ -51,7 +54,9 @@ if [ "${BOOTFLIP_FULL:-0}" = 1 ]; then
         group "demo-faults-$seed" target/debug/bootflip demo --faults --seed "$seed"
     done
     group foreign tests/foreign/run.sh
+    group deny make deny
     if [ "$(id -u)" = 0 ]; then
+        group packaging tests/packaging/run.sh
         group lab target/debug/bootflip lab --dir target/lab --vms 2
         group lab-xen-files tests/labxen/prepare.sh target/lab-xen target/lab
         group lab-xen target/debug/bootflip lab-xen

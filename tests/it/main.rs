@@ -21,6 +21,8 @@ mod kill;
 mod lab;
 mod loaders;
 mod luck;
+mod manuals;
+mod operations;
 mod orders;
 mod planning;
 mod quirks;

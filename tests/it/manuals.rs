@@ -1,0 +1,102 @@
+//! What the documentation says, held against the program: commands parse, reasons and keys are all there, links lead
+//! somewhere.
+
+use std::path::{Path, PathBuf};
+
+use bootflip::{cli::Cli, provision::reason::Reason};
+use clap::CommandFactory;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn pages() -> Vec<PathBuf> {
+    let docs = std::fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let mut pages: Vec<PathBuf> = docs.filter(|path| path.extension().is_some_and(|end| end == "md")).collect();
+    pages.push(root().join("README.md"));
+    pages.sort();
+    pages
+}
+
+/// The commands of a page: lines of indented blocks, and what stands between backquotes.
+fn commands(page: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for line in page.lines() {
+        if let Some(line) = line.strip_prefix("    ") {
+            found.extend(line.trim().strip_prefix("bootflip ").map(str::to_owned));
+        } else {
+            let quoted = line.split('`').skip(1).step_by(2);
+            found.extend(quoted.filter_map(|text| text.strip_prefix("bootflip ")).map(str::to_owned));
+        }
+    }
+    found
+}
+
+/// The words of a command; `None`: it is a form with choices or gaps, and no command.
+fn words(command: &str) -> Option<Vec<String>> {
+    let command = command.split(" #").next()?.split(" | ").next()?.split(" > ").next()?.trim();
+    let gap = ["…", "[", "|", "<", "..."].iter().any(|gap| command.contains(gap));
+    let quoted = command.replace("{01..20}", "01");
+    (!gap).then(|| quoted.split_whitespace().map(|word| word.trim_matches(['"', '\'']).to_owned()).collect())
+}
+
+#[test]
+fn every_command_in_the_documentation_is_one() {
+    let mut tried = 0;
+    let mut wrong = Vec::new();
+    for page in pages() {
+        for command in commands(&std::fs::read_to_string(&page).unwrap()) {
+            let Some(words) = words(&command) else { continue };
+            // A command that is only named: `bootflip deploy`.
+            if words.len() < 2 {
+                let known = Cli::command().get_subcommands().any(|known| words.first().is_some_and(|word| known.get_name() == word));
+                if !known {
+                    wrong.push(format!("{}: bootflip {command}: no such command", page.display()));
+                }
+                continue;
+            }
+            tried += 1;
+            let line = std::iter::once("bootflip".to_owned()).chain(words);
+            if let Err(error) = Cli::command().try_get_matches_from(line)
+                && error.use_stderr()
+            {
+                wrong.push(format!("{}: bootflip {command}: {error}", page.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(tried >= 40, "only {tried} commands were found");
+}
+
+#[test]
+fn troubleshooting_has_every_reason_once() {
+    let page = std::fs::read_to_string(root().join("docs/troubleshooting.md")).unwrap();
+    for reason in Reason::ALL {
+        let rows = page.lines().filter(|line| line.starts_with(&format!("| `{}` |", reason.label()))).count();
+        assert_eq!(rows, 1, "{reason} has {rows} rows");
+    }
+    let known = |label: &str| Reason::ALL.iter().any(|reason| reason.label() == label);
+    let part = page.split("## By reason").nth(1).unwrap();
+    for row in part.lines().filter_map(|line| line.strip_prefix("| `")) {
+        let label = row.split('`').next().unwrap();
+        assert!(known(label), "{label} is no reason");
+    }
+}
+
+#[test]
+fn links_between_pages_lead_somewhere() {
+    let mut wrong = Vec::new();
+    for page in pages() {
+        let text = std::fs::read_to_string(&page).unwrap();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let file = link.split('#').next().unwrap_or_default();
+            if file.is_empty() || file.contains("://") {
+                continue;
+            }
+            if !page.parent().unwrap().join(file).exists() {
+                wrong.push(format!("{}: {link}", page.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
