@@ -63,6 +63,8 @@ plain_http = true
 user = "root"
 [tftp]
 listen = ["127.0.0.1:69"]
+[log]
+format = "journald"
 [deadlines]
 poll = "500ms"
 [profile.ext]
@@ -87,7 +89,8 @@ is "admin socket" "$(stat -c '%U:%G %a' /run/bootflip/admin.sock)" "bootflip:boo
 is "state" "$(stat -c '%U:%G %a' /var/lib/bootflip)" "bootflip:bootflip 700"
 until_is "status" "no job under way" shown StatusText
 holds "the account bootflip cannot read pools' passwords" bash -c '! runuser -u bootflip -- cat /etc/bootflip/credentials/main'
-journalctl --no-pager -u bootflip -o cat | grep -i warn && fail "the start warns"
+warnings=$(journalctl --no-pager -q -u bootflip -p warning -o cat)
+[ -z "$warnings" ] || fail "the start warns: $warnings"
 
 say "dpkg -i: an upgrade while a job is under way"
 bootflip deploy vm-001 --profile ext --yes || fail "no job"
@@ -105,6 +108,24 @@ curl -sS "$control/guest" -d '{"vm": "vm-001", "act": {"installed": true}}' >/de
 curl -sS "$control/guest" -d '{"vm": "vm-001", "act": "power-off"}' >/dev/null
 until_is "job" Succeeded state_of vm-001
 is "starts (one HVM, one PV)" "$(starts_of vm-001)" 2
+job=$(bootflip jobs list | awk '$2 == "vm-001" { print $1 }')
+until_is "the journal knows the job's changes by field" 7 sh -c \
+    "journalctl --no-pager -q JOB=$job VM=vm-001 -o cat | grep -c 'job advanced' | awk '{ print (\$1 >= 7) ? 7 : \$1 }'"
+
+say "reload"
+cp $config /test/good.toml
+sed -i 's/min_install = "200ms"/min_install = "300ms"/' $config
+systemctl reload bootflip || fail "no reload"
+is "reload takes over" "$(bootflip reload --plan 2>&1)" "nothing differs"
+echo 'nonsense = 1' >>$config
+systemctl reload bootflip && fail "a mistake is taken over"
+is "service" "$(systemctl is-active bootflip)" active
+is "main process" "$(shown MainPID)" "$pid"
+cp /test/good.toml $config
+
+say "backup"
+bootflip store backup /test/copy.db || fail "no backup"
+bootflip store check /test/copy.db || fail "the copy is not whole"
 
 say "a server that hangs"
 mkdir -p /etc/systemd/system/bootflip.service.d
