@@ -21,6 +21,8 @@ mkdir -p target/package/man
 # An SBOM of what is built in, and of nothing that only tests use.
 cargo cyclonedx --quiet --format json --spec-version 1.5 --no-build-deps --target x86_64-unknown-linux-gnu \
     --override-filename bootflip.cdx
-mv bootflip.cdx.json target/package/
+# Where it was built is nobody's business.
+sed "s|$PWD|.|g" bootflip.cdx.json >target/package/bootflip.cdx.json
+rm bootflip.cdx.json
 mkdir -p target/debian
 cargo deb --quiet --locked --no-build --profile "$profile" --deb-revision "$revision" --output target/debian/

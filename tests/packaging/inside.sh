@@ -34,7 +34,7 @@ until_is() { # WHAT WANTED COMMAND...
 }
 shown() { systemctl show -p "$1" --value bootflip; }
 state_of() { bootflip jobs list | awk -v vm="$1" '$2 == vm { print $5 }' | tail -n 1; }
-starts_of() { curl -sS "$control/calls?vm=$1&method=Async.VM.start*" | grep -o '"method"' | wc -l; }
+starts_of() { curl -sS "$control/calls?vm=$1&method=VM.start" | grep -o '"method"' | wc -l; }
 
 say "dpkg -i: first installation"
 dpkg -i first.deb || fail "the package does not install"
@@ -53,6 +53,7 @@ systemd-analyze security --no-pager bootflip | tail -n 1
 say "a configuration, and the service"
 systemd-run --quiet --unit=simulator /test/simulator simulate --vms 4 --port 9000 --control 9001
 until_is "simulated pool" 200 curl -s -o /dev/null -w '%{http_code}' "$control/vms"
+mkdir -p /srv/tftp
 umask 027
 cat >$config <<TOML
 [server]
@@ -63,6 +64,7 @@ plain_http = true
 user = "root"
 [tftp]
 listen = ["127.0.0.1:69"]
+root = "/srv/tftp"
 [log]
 format = "journald"
 [deadlines]
