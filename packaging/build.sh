@@ -25,4 +25,7 @@ cargo cyclonedx --quiet --format json --spec-version 1.5 --no-build-deps --targe
 sed "s|$PWD|.|g" bootflip.cdx.json >target/package/bootflip.cdx.json
 rm bootflip.cdx.json
 mkdir -p target/debian
-cargo deb --quiet --locked --no-build --profile "$profile" --deb-revision "$revision" --output target/debian/
+fast=""
+[ "$profile" = release ] || fast=--fast
+# shellcheck disable=SC2086
+cargo deb --quiet --locked --no-build $fast --profile "$profile" --deb-revision "$revision" --output target/debian/
