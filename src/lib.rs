@@ -14,6 +14,7 @@ pub mod dhcp;
 pub mod http;
 pub mod machine;
 pub mod provision;
+pub mod recorder;
 pub mod secret;
 pub mod sim;
 pub mod store;

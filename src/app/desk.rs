@@ -9,12 +9,14 @@ use std::{
 use futures_util::{StreamExt, future::join_all, stream};
 
 use super::{
+    flight::Flight,
     inventory::Known,
     logs,
     machines::{self, VmView},
     orders::{Health, Order, OrderAnswer, OrderLine, Outcome, PoolAway, RenderOrder},
     planning,
     preview::{self, PreviewError, Wanted, machine_config, profile_for},
+    roster::Roster,
     selection::{Candidate, Selection, resolve},
     views::{self, JobView, TransferView},
 };
@@ -35,6 +37,7 @@ use crate::{
         job::{Batch, NewJob, Options},
         reason::Reason,
     },
+    store::Store,
     syslog,
     xen::{CallError, Class, api::Api, records::VmRecord},
 };
@@ -100,6 +103,12 @@ pub struct Desk {
     pub dhcp: Vec<Board>,
     /// The syslog receiver, where it is on.
     pub syslog: Option<syslog::server::Board>,
+    /// The flight recorder.
+    pub flight: Flight,
+    /// The newest job of each VM.
+    pub roster: Roster,
+    /// The store: leases are read from it.
+    pub store: Arc<dyn Store>,
 }
 
 impl Desk {

@@ -67,6 +67,7 @@ pub(super) async fn bind(config: &Config, shared: &Shared) -> Result<Listeners, 
     if let Some(syslog) = &config.syslog {
         let parts = syslog::server::Shared {
             gate: shared.gate.clone(),
+            sink: Arc::clone(&shared.sink),
             clock: Arc::clone(&shared.clock),
             folder: logs::folder(config),
         };

@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod create;
 pub mod desk;
+pub mod flight;
 pub mod identity;
 pub mod images;
 pub mod inventory;
@@ -20,6 +21,7 @@ pub mod preview;
 pub mod probe;
 pub mod publish;
 pub mod reach;
+pub mod roster;
 pub mod selection;
 pub mod serving;
 pub mod templates;
@@ -35,10 +37,12 @@ use tokio_util::sync::CancellationToken;
 use self::{
     admin::AdminError,
     desk::Desk,
+    flight::{Flight, Recording},
     identity::StoredIdentity,
     inventory::{Known, Watcher},
     key::KeyError,
     listeners::{BindError, Listeners},
+    roster::Roster,
     serving::Offer,
     templates::TemplateError,
 };
@@ -164,6 +168,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
         Arc::new(Offer::new(Arc::clone(&templates), config.http.as_ref().map(|http| http.root.clone())));
     let gate = Gate::default();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let flight = Flight::new(gate.clone(), Arc::clone(&clock));
     let executor = Arc::new(Executor::new(Parts {
         owner: config.server_name.clone(),
         store: Arc::clone(&store),
@@ -174,6 +179,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
         serving: Arc::clone(&offer) as _,
         wakers: Arc::new(bell.clone()),
         reach: Arc::new(reach::Tcp),
+        witness: Arc::new(flight.clone()),
         nonce: Box::new(key::nonce),
         decisions: Decisions::default(),
     }));
@@ -181,8 +187,8 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
     let admin = admin::bind(&config.admin.socket).await?;
     let shared = listeners::Shared {
         gate: gate.clone(),
-        sink: Arc::clone(&executor) as Arc<dyn Sink>,
-        store,
+        sink: Arc::new(Recording { flight: flight.clone(), inner: Arc::clone(&executor) as Arc<dyn Sink> }),
+        store: Arc::clone(&store),
         clock: Arc::clone(&clock),
         templates: Arc::clone(&templates),
     };
@@ -194,7 +200,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
     let files = listeners.files();
     offer.open(urls.clone(), files.clone().map(Ok));
     tracing::info!(server = %config.server_name, pools = apis.len(), jobs = first.len(), %addresses, "serve");
-    let known = Known::default();
+    let (known, roster) = (Known::default(), Roster::default());
     let desk = Arc::new(Desk {
         config: Arc::clone(&config),
         executor: Arc::clone(&executor),
@@ -207,10 +213,14 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
         clock: Arc::clone(&clock),
         dhcp,
         syslog,
+        flight: flight.clone(),
+        roster: roster.clone(),
+        store: Arc::clone(&store),
     });
     let mut parts = Running { tasks: JoinSet::new(), stop };
     parts.listeners(listeners);
     parts.admin(admin, desk);
+    parts.roster(roster, store, flight);
     for (pool, api) in apis {
         let (gate, executor, known) = (gate.clone(), Arc::clone(&executor), known.clone());
         parts.watcher(Watcher { pool, api, gate, executor, wakers: Arc::new(bell.clone()), known });
@@ -280,6 +290,11 @@ impl Running {
                 tracing::error!(%error, "the admin socket broke");
             }
         });
+    }
+
+    fn roster(&mut self, roster: Roster, store: Arc<dyn Store>, flight: Flight) {
+        let stop = self.stop.clone();
+        self.spawn("the roster of jobs", roster.follow(store, flight, stop));
     }
 
     fn watcher(&mut self, watcher: Watcher) {
