@@ -168,7 +168,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
         Arc::new(Offer::new(Arc::clone(&templates), config.http.as_ref().map(|http| http.root.clone())));
     let gate = Gate::default();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let flight = Flight::new(gate.clone(), Arc::clone(&clock));
+    let flight = Flight::new(gate.clone(), Arc::clone(&clock), stop.clone());
     let executor = Arc::new(Executor::new(Parts {
         owner: config.server_name.clone(),
         store: Arc::clone(&store),
