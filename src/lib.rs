@@ -2,9 +2,10 @@
 //!
 //! Layers point one way: `cli` → `app` → IO shells (`dhcp::server`, `tftp::server`, `http::server`,
 //! `provision::executor`, `store::{sqlite, memory}`, `xen::client`) → sync cores (`boot`, `dhcp`, `tftp`,
-//! `http`, `provision`, `xen`) → `machine`, `config`, `clock`. `sim` stands beside them and is named
+//! `http`, `provision`, `xen`, `access`) → `machine`, `config`, `clock`. `sim` stands beside them and is named
 //! only by `cli` and tests. `docs/architecture.md` has the picture; `tests/it/tidy.rs` checks the walls.
 
+pub mod access;
 pub mod app;
 pub mod boot;
 pub mod cli;

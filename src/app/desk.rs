@@ -1,4 +1,4 @@
-//! Does what the admin socket is asked: looks at jobs and VMs, plans, makes jobs, operates them. A shell over the
+//! Does what the admin API and the dashboard are asked: looks at jobs and VMs, plans, makes jobs, operates them. A shell over the
 //! executor and the pools; it decides nothing about a job itself.
 
 use std::{
@@ -7,8 +7,10 @@ use std::{
 };
 
 use futures_util::{StreamExt, future::join_all, stream};
+use tokio_util::sync::CancellationToken;
 
 use super::{
+    door::Door,
     flight::Flight,
     inventory::Known,
     logs,
@@ -21,6 +23,10 @@ use super::{
     views::{self, JobView, TransferView},
 };
 use crate::{
+    access::{
+        Caller,
+        audit::{Action, Deed},
+    },
     boot::{
         Gate,
         render::{Templates, Urls},
@@ -34,7 +40,7 @@ use crate::{
         Event,
         capacity::Wish,
         executor::{Executor, OperationError},
-        job::{Batch, NewJob, Options},
+        job::{Batch, NewJob, Options, Resolution},
         reason::Reason,
     },
     store::Store,
@@ -107,8 +113,12 @@ pub struct Desk {
     pub flight: Flight,
     /// The newest job of each VM.
     pub roster: Roster,
-    /// The store: leases are read from it.
+    /// Who may do what, and what was done.
+    pub door: Door,
+    /// The database.
     pub store: Arc<dyn Store>,
+    /// The server stops: streams end.
+    pub stop: CancellationToken,
 }
 
 impl Desk {
@@ -155,15 +165,37 @@ impl Desk {
         read.map_err(|source| DeskError::Log { mac, source })
     }
 
-    /// Cancel, retry or resolve.
-    pub async fn operate(&self, id: &str, event: Event) -> Result<JobView, DeskError> {
-        let job = self.executor.operate(id, event).await?;
-        Ok(views::full(&job, self.clock.now()))
+    /// Cancel, finish, retry or resolve; the audit log tells.
+    pub async fn operate(
+        &self,
+        id: &str,
+        operation: Operation,
+        caller: &Caller,
+    ) -> Result<JobView, DeskError> {
+        let (action, event) = operation.parts();
+        tracing::info!(job = id, asked_by = caller.label(), ?event, "job operated");
+        let before = self.executor.job(id).await.map_err(OperationError::from)?;
+        let before = before.ok_or_else(|| OperationError::NoSuchJob(id.to_owned()))?;
+        let done = self.executor.operate(id, event).await;
+        let after = match &done {
+            Ok(job) => job.state.to_string(),
+            Err(error) => format!("refused: {error}"),
+        };
+        let deed = Deed {
+            who: caller.clone(),
+            action,
+            vm: Some((before.vm_name, before.vm_uuid)),
+            job: Some(id.to_owned()),
+            before: before.state.to_string(),
+            after,
+        };
+        self.door.write_down(&[deed], self.clock.now()).await;
+        Ok(views::full(&done?, self.clock.now()))
     }
 
     /// What an order would come to; changes nothing.
-    pub async fn plan(&self, order: &Order, asked_by: &str) -> Result<OrderAnswer, DeskError> {
-        let (mut answer, wishes) = self.carry_out(order, asked_by, Deed::Plan).await?;
+    pub async fn plan(&self, order: &Order, caller: &Caller) -> Result<OrderAnswer, DeskError> {
+        let (mut answer, wishes) = self.carry_out(order, &caller.label(), Work::Plan).await?;
         if order.whole {
             self.look_around(&mut answer, &wishes).await;
         }
@@ -189,9 +221,16 @@ impl Desk {
         answer.files = read.await.unwrap_or_default();
     }
 
-    /// Makes the jobs of an order; none when one of its selectors cannot be resolved.
-    pub async fn deploy(&self, order: &Order, asked_by: &str) -> Result<OrderAnswer, DeskError> {
-        Ok(self.carry_out(order, asked_by, Deed::Make).await?.0)
+    /// Makes the jobs of an order; none when one of its selectors cannot be resolved. The audit log tells.
+    pub async fn deploy(&self, order: &Order, caller: &Caller) -> Result<OrderAnswer, DeskError> {
+        let asked_by = caller.label();
+        tracing::info!(asked_by, selectors = ?order.selectors, profile = order.profile, reinstall = order.reinstall, "deploy ordered");
+        let (answer, _) = self.carry_out(order, &asked_by, Work::Make).await?;
+        let deeds: Vec<Deed> = answer.vms.iter().map(|line| ordered(line, caller)).collect();
+        if !deeds.is_empty() {
+            self.door.write_down(&deeds, self.clock.now()).await;
+        }
+        Ok(answer)
     }
 
     /// What became of the VMs; and, by pool, what those ask of it that are ready.
@@ -199,7 +238,7 @@ impl Desk {
         &self,
         order: &Order,
         asked_by: &str,
-        deed: Deed,
+        work: Work,
     ) -> Result<(OrderAnswer, BTreeMap<String, Vec<Wish>>), DeskError> {
         if order.selectors.is_empty() {
             return Err(DeskError::Empty);
@@ -209,7 +248,7 @@ impl Desk {
         }
         let (candidates, pools_away) = self.candidates().await;
         let Selection { chosen, unresolved } = resolve(&order.selectors, &candidates);
-        if deed == Deed::Make && !unresolved.is_empty() {
+        if work == Work::Make && !unresolved.is_empty() {
             // A mistyped name: better none than some.
             let answer = OrderAnswer { unresolved, pools_away, ..OrderAnswer::default() };
             return Ok((answer, BTreeMap::new()));
@@ -221,7 +260,7 @@ impl Desk {
             first: order.first,
             stop_after: order.stop_after,
         });
-        let asked = Asked { order, asked_by, batch, deed };
+        let asked = Asked { order, asked_by, batch, work };
         let lines = stream::iter(chosen).map(|vm| self.line(vm, &asked)).buffered(AT_ONCE);
         let (mut vms, mut wishes) = (Vec::new(), BTreeMap::<String, Vec<Wish>>::new());
         for (line, wish) in lines.collect::<Vec<_>>().await {
@@ -251,9 +290,9 @@ impl Desk {
         };
         line.profile = Some(new.profile.name.clone());
         let mut wish = None;
-        if asked.deed == Deed::Plan || !asked.order.planned {
+        if asked.work == Work::Plan || !asked.order.planned {
             (line, wish) = self.look(line, &new).await;
-            if asked.deed == Deed::Plan || line.outcome == Outcome::Refused {
+            if asked.work == Work::Plan || line.outcome == Outcome::Refused {
                 return (line, wish);
             }
         }
@@ -419,9 +458,55 @@ pub async fn find(apis: &BTreeMap<String, Api>, name: &str) -> Result<(String, V
     }
 }
 
+/// What an operator does to a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// End it and put the VM back.
+    Cancel,
+    /// End a rescue.
+    Finish,
+    /// Another attempt.
+    Retry,
+    /// Settle what waits for a person.
+    Resolve(Resolution),
+}
+
+impl Operation {
+    const fn parts(self) -> (Action, Event) {
+        match self {
+            Self::Cancel => (Action::Cancel, Event::Cancel),
+            Self::Finish => (Action::Finish, Event::Finish),
+            Self::Retry => (Action::Retry, Event::Retry),
+            Self::Resolve(resolution) => (Action::Resolve, Event::Resolve(resolution)),
+        }
+    }
+}
+
+/// One VM of an order, for the audit log.
+fn ordered(line: &OrderLine, caller: &Caller) -> Deed {
+    let (before, after) = match line.outcome {
+        Outcome::Existing => ("a live job", "unchanged".to_owned()),
+        Outcome::Created | Outcome::Ready | Outcome::Unknown => {
+            ("no live job", format!("job made: {}", line.profile.as_deref().unwrap_or_default()))
+        }
+        Outcome::Refused => {
+            let reason = line.reason.as_deref().unwrap_or("no job");
+            ("no live job", format!("refused: {reason}: {}", line.detail))
+        }
+    };
+    Deed {
+        who: caller.clone(),
+        action: Action::Deploy,
+        vm: Some((line.vm.clone(), line.vm_uuid.clone())),
+        job: line.job.clone(),
+        before: before.to_owned(),
+        after,
+    }
+}
+
 /// Whether jobs are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Deed {
+enum Work {
     Plan,
     Make,
 }
@@ -430,7 +515,7 @@ struct Asked<'a> {
     order: &'a Order,
     asked_by: &'a str,
     batch: Option<Batch>,
-    deed: Deed,
+    work: Work,
 }
 
 /// An error by which the pool says nothing about the VM: it is away, busy, or another one is its coordinator now.

@@ -10,7 +10,6 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use tokio::sync::broadcast;
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     boot::{
@@ -52,18 +51,12 @@ pub struct Flight {
     news: broadcast::Sender<News>,
     gate: Gate,
     clock: Arc<dyn Clock>,
-    stop: CancellationToken,
 }
 
 impl Flight {
-    /// An empty one. Open pages are told no more once `stop` is given: they would hold the server up.
-    pub fn new(gate: Gate, clock: Arc<dyn Clock>, stop: CancellationToken) -> Self {
-        Self { recorder: Arc::default(), news: broadcast::channel(NEWS).0, gate, clock, stop }
-    }
-
-    /// Ends when the server stops.
-    pub async fn stopped(&self) {
-        self.stop.cancelled().await;
+    /// An empty one.
+    pub fn new(gate: Gate, clock: Arc<dyn Clock>) -> Self {
+        Self { recorder: Arc::default(), news: broadcast::channel(NEWS).0, gate, clock }
     }
 
     /// Reads the recorder.

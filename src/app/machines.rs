@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// A VM's boot-related fields, under the names that XenAPI gives them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[allow(non_snake_case)] // the names of the XenAPI, in JSON too
 pub struct VmView {
     /// The pool's name in the configuration.
@@ -58,7 +58,7 @@ pub struct VmView {
 }
 
 /// A claim as far as it is anybody's business (the nonce is not).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ClaimView {
     /// `server.name` of the server that made it.
     pub owner: String,

@@ -4,9 +4,10 @@
 //! from it; a pool that does not answer stops nothing; once `stop` is given, [`serve`] returns within
 //! [`STOP_LIMIT`], and what was under way goes on at the next start.
 
-pub mod admin;
+pub mod api;
 pub mod create;
 pub mod desk;
+pub mod door;
 pub mod flight;
 pub mod identity;
 pub mod images;
@@ -28,6 +29,7 @@ pub mod templates;
 pub mod views;
 
 mod listeners;
+mod pages;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
@@ -35,8 +37,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    admin::AdminError,
+    api::{Served, socket::SocketError},
     desk::Desk,
+    door::Door,
     flight::{Flight, Recording},
     identity::StoredIdentity,
     inventory::{Known, Watcher},
@@ -57,6 +60,7 @@ use crate::{
     },
     store::{
         Store, StoreError,
+        accounts::Accounts,
         sqlite::{OpenError, SqliteStore},
     },
     xen::{
@@ -97,7 +101,7 @@ pub enum ServeError {
     Bind(#[from] BindError),
     /// The admin socket.
     #[error(transparent)]
-    Admin(#[from] AdminError),
+    Admin(#[from] SocketError),
     /// The addresses could not be written down.
     #[error("cannot write {path}")]
     Addresses {
@@ -114,7 +118,7 @@ pub enum ServeError {
 impl ServeError {
     /// Another server has the database or the admin socket.
     pub const fn is_locked(&self) -> bool {
-        matches!(self, Self::Open(OpenError::Locked { .. }) | Self::Admin(AdminError::InUse { .. }))
+        matches!(self, Self::Open(OpenError::Locked { .. }) | Self::Admin(SocketError::InUse { .. }))
     }
 }
 
@@ -168,7 +172,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
         Arc::new(Offer::new(Arc::clone(&templates), config.http.as_ref().map(|http| http.root.clone())));
     let gate = Gate::default();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let flight = Flight::new(gate.clone(), Arc::clone(&clock), stop.clone());
+    let flight = Flight::new(gate.clone(), Arc::clone(&clock));
     let executor = Arc::new(Executor::new(Parts {
         owner: config.server_name.clone(),
         store: Arc::clone(&store),
@@ -184,7 +188,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
         decisions: Decisions::default(),
     }));
     let first = executor.recover().await.map_err(ServeError::Recover)?;
-    let admin = admin::bind(&config.admin.socket).await?;
+    let admin = Served { socket: api::socket::bind(&config.admin.socket).await? };
     let shared = listeners::Shared {
         gate: gate.clone(),
         sink: Arc::new(Recording { flight: flight.clone(), inner: Arc::clone(&executor) as Arc<dyn Sink> }),
@@ -195,7 +199,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
     let listeners = listeners::bind(&config, &shared).await?;
     let urls = listeners.urls();
     let (dhcp, syslog) = (listeners.dhcp_boards(), listeners.syslog_board());
-    let addresses = listeners.addresses(admin.path());
+    let addresses = listeners.addresses(admin.socket.path());
     write_addresses(&config, &addresses)?;
     let files = listeners.files();
     offer.open(urls.clone(), files.clone().map(Ok));
@@ -215,7 +219,9 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
         syslog,
         flight: flight.clone(),
         roster: roster.clone(),
+        door: Door::new(Accounts::new(Arc::clone(&store))),
         store: Arc::clone(&store),
+        stop: stop.clone(),
     });
     let mut parts = Running { tasks: JoinSet::new(), stop };
     parts.listeners(listeners);
@@ -283,13 +289,9 @@ impl Running {
         }
     }
 
-    fn admin(&mut self, socket: admin::Socket, desk: Arc<Desk>) {
+    fn admin(&mut self, admin: Served, desk: Arc<Desk>) {
         let stop = self.stop.clone();
-        self.spawn("the admin socket", async move {
-            if let Err(error) = socket.run(desk, stop).await {
-                tracing::error!(%error, "the admin socket broke");
-            }
-        });
+        self.spawn("the admin API", api::serve(admin, desk, stop));
     }
 
     fn roster(&mut self, roster: Roster, store: Arc<dyn Store>, flight: Flight) {

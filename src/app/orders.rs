@@ -1,12 +1,12 @@
-//! What the admin socket is asked, and what it answers to an order. Plain data, shared with the command line.
+//! What the admin API is asked, and what it answers to an order. Plain data, shared with the command line.
 
 use serde::{Deserialize, Serialize};
 
 use super::selection::Unresolved;
 use crate::{dhcp::server::Status, provision::job::Resolution, syslog::Counts};
 
-/// `POST /v1/plan` and `POST /v1/jobs`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// `POST /api/v1/plans` and `POST /api/v1/jobs`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Order {
     /// Which VMs: names, uuids, `tag=…`, `name~GLOB`.
@@ -44,7 +44,7 @@ pub struct Order {
 }
 
 /// What became of one VM of an order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// It may be installed (a plan).
@@ -73,7 +73,7 @@ impl Outcome {
 }
 
 /// One VM of an order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct OrderLine {
     /// Its name label.
     pub vm: String,
@@ -109,7 +109,7 @@ pub struct OrderLine {
 }
 
 /// What a pool would do with the VMs of a plan.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct PoolPlan {
     /// Its name.
     pub pool: String,
@@ -126,7 +126,7 @@ pub struct PoolPlan {
 }
 
 /// One host of a [`PoolPlan`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct HostPlan {
     /// Its name label.
     pub name: String,
@@ -145,7 +145,7 @@ pub struct HostPlan {
 }
 
 /// What a served file is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FileRole {
     /// The kernel.
@@ -174,7 +174,7 @@ impl FileRole {
 }
 
 /// A file that would be served.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct FilePlan {
     /// Where it is; of a template its name.
     pub path: String,
@@ -198,7 +198,7 @@ impl FilePlan {
 }
 
 /// A pool that does not answer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct PoolAway {
     /// Its name.
     pub pool: String,
@@ -207,7 +207,7 @@ pub struct PoolAway {
 }
 
 /// The answer to an order.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct OrderAnswer {
     /// One line a VM.
     pub vms: Vec<OrderLine>,
@@ -223,16 +223,16 @@ pub struct OrderAnswer {
     pub files: Vec<FilePlan>,
 }
 
-/// `POST /v1/jobs/{id}/resolve`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// `POST /api/v1/jobs/{id}/resolve`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResolveOrder {
     /// What was decided.
     pub resolution: Resolution,
 }
 
-/// `POST /v1/render`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// `POST /api/v1/renders`, and `/renders/secrets`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RenderOrder {
     /// What to render.
@@ -245,13 +245,13 @@ pub struct RenderOrder {
     /// Which of several answer files; absent: the first.
     #[serde(default)]
     pub file: Option<String>,
-    /// Show secrets too.
-    #[serde(default)]
+    /// Show secrets too; not part of the request, which has a route of its own for them.
+    #[serde(skip)]
     pub secrets: bool,
 }
 
 /// What a machine can be served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RenderKind {
     /// The iPXE script.
@@ -266,15 +266,22 @@ pub enum RenderKind {
     All,
 }
 
-/// Any refusal.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Refusal {
-    /// What is wrong, and what to do.
-    pub error: String,
+/// Any refusal (RFC 9457).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Problem {
+    /// Which kind, for programs: `urn:bootflip:problem:NAME`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The kind, in words.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// What is wrong this time, and what to do.
+    pub detail: String,
 }
 
-/// `GET /v1/health`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// `GET /api/v1/health`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Health {
     /// `server.name`.
     pub server: String,

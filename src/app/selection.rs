@@ -52,7 +52,7 @@ impl Candidate {
 }
 
 /// A selector that names no VM, or not one alone.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Unresolved {
     /// As given.
     pub selector: String,

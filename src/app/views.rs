@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// A job for people and programs.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct JobView {
     /// Its id.
     pub id: String,
@@ -79,7 +79,7 @@ pub struct JobView {
 }
 
 /// A name and its seconds.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Timed {
     /// A state.
     pub name: String,
@@ -88,7 +88,7 @@ pub struct Timed {
 }
 
 /// One reported stage.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct StageView {
     /// Its name.
     pub name: String,
@@ -104,7 +104,7 @@ pub struct StageView {
 }
 
 /// One transfer that ended.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct TransferView {
     /// When it ended, RFC 3339 in UTC.
     pub at: String,
@@ -138,7 +138,7 @@ impl TransferView {
 }
 
 /// What the installed system's document comes to on this pool.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ReadinessView {
     /// `ready`, `mended` or `not-ready`.
     pub verdict: String,
@@ -153,7 +153,7 @@ pub struct ReadinessView {
 }
 
 /// One line of a job's log.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct LogView {
     /// When, RFC 3339 in UTC.
     pub at: String,

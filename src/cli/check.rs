@@ -215,7 +215,7 @@ async fn listeners(config: &Config, findings: &mut Findings) {
     if link.answers().await {
         let text = format!("a server answers on {}; it has the ports", config.admin.socket.display());
         findings.add("ports", Standing::Note, text);
-        match link.get::<Health>("/v1/health").await {
+        match link.get::<Health>("/api/v1/health").await {
             Ok(health) => health.dhcp.iter().for_each(|status| dhcp(status, findings)),
             Err(error) => findings.add("server", Standing::Bad, error.to_string()),
         }

@@ -109,7 +109,7 @@ pub(super) async fn run(args: &DeployArgs, config: &Path) -> Answer {
         return order(args, &link, selectors::expand(&args.selectors)?, &[]).await;
     }
     // Nothing is made that could not be installed then.
-    let _: serde_json::Value = link.get("/v1/health").await?;
+    let _: serde_json::Value = link.get("/api/v1/health").await?;
     match create::create(&create::Request::for_deploy(args), config).await? {
         create::Created::Planned(ended) => Ok(ended),
         create::Created::Made(made, Ended::Done) => {
@@ -144,7 +144,7 @@ async fn order(args: &DeployArgs, link: &Link, selectors: Vec<String>, created: 
     let mut refused = Vec::new();
     // Whose disks were made just now need not be asked about.
     if args.plan || !(args.yes || args.create) {
-        let plan: OrderAnswer = link.post("/v1/plan", &order).await?;
+        let plan: OrderAnswer = link.post("/api/v1/plans", &order).await?;
         if let Some(ended) = unusable(&plan) {
             return finish(args, (&plan, created), Vec::new(), ended);
         }
@@ -162,7 +162,7 @@ async fn order(args: &DeployArgs, link: &Link, selectors: Vec<String>, created: 
         // Those that were shown with their disks, and no others.
         order.selectors = wanted.iter().map(|line| format!("uuid={}", line.vm_uuid)).collect();
     }
-    let mut answer: OrderAnswer = link.post_patiently("/v1/jobs", &order).await?;
+    let mut answer: OrderAnswer = link.post_patiently("/api/v1/jobs", &order).await?;
     if let Some(ended) = unusable(&answer) {
         return finish(args, (&answer, created), Vec::new(), ended);
     }

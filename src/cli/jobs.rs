@@ -183,7 +183,7 @@ async fn id_of(link: &Link, name: &str) -> Result<String, Stop> {
 
 async fn show(link: &Link, args: &OneArgs) -> Answer {
     let id = id_of(link, &args.job).await?;
-    let job: JobView = link.get(&format!("/v1/jobs/{id}")).await?;
+    let job: JobView = link.get(&format!("/api/v1/jobs/{id}")).await?;
     if args.json {
         print_json(&job);
     } else {
@@ -194,7 +194,7 @@ async fn show(link: &Link, args: &OneArgs) -> Answer {
 
 async fn log(link: &Link, args: &LogArgs) -> Answer {
     let id = id_of(link, &args.job).await?;
-    let lines = link.get_text(&format!("/v1/jobs/{id}/log")).await?;
+    let lines = link.get_text(&format!("/api/v1/jobs/{id}/log")).await?;
     if lines.is_empty() {
         note(
             "nothing came from this machine; [syslog] and the profile's kernel arguments say where installers log to",
@@ -276,7 +276,7 @@ async fn watch(link: &Link) -> Answer {
 
 async fn operate(link: &Link, args: &OneArgs, operation: &str, order: &impl serde::Serialize) -> Answer {
     let id = id_of(link, &args.job).await?;
-    let job: JobView = link.post(&format!("/v1/jobs/{id}/{operation}"), order).await?;
+    let job: JobView = link.post(&format!("/api/v1/jobs/{id}/{operation}"), order).await?;
     if args.json {
         print_json(&job);
     } else {

@@ -13,7 +13,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
 use super::{Ended, Stop};
-use crate::app::{orders::Refusal, views::JobView};
+use crate::app::{orders::Problem, views::JobView};
 
 /// The largest answer: the jobs of some years.
 const ANSWER_LIMIT: usize = 256 << 20;
@@ -80,6 +80,7 @@ impl From<LinkError> for Stop {
 #[derive(serde::Deserialize)]
 struct JobList {
     jobs: Vec<JobView>,
+    next: Option<String>,
 }
 
 impl Link {
@@ -95,7 +96,13 @@ impl Link {
 
     /// All jobs, oldest first.
     pub(super) async fn jobs(&self) -> Result<Vec<JobView>, LinkError> {
-        Ok(self.get::<JobList>("/v1/jobs").await?.jobs)
+        let mut page: JobList = self.get("/api/v1/jobs?limit=1000").await?;
+        let mut jobs = page.jobs;
+        while let Some(cursor) = page.next {
+            page = self.get(&format!("/api/v1/jobs?limit=1000&cursor={cursor}")).await?;
+            jobs.append(&mut page.jobs);
+        }
+        Ok(jobs)
     }
 
     /// GET.
@@ -172,8 +179,8 @@ impl Link {
         if status.is_success() {
             return Ok(body.to_vec());
         }
-        let message = match serde_json::from_slice::<Refusal>(&body) {
-            Ok(refusal) => refusal.error,
+        let message = match serde_json::from_slice::<Problem>(&body) {
+            Ok(problem) => problem.detail,
             Err(_) => format!("{status}: {}", String::from_utf8_lossy(&body)),
         };
         Err(LinkError::Refused { status, message })

@@ -46,7 +46,8 @@ pub(super) async fn run(args: &RenderArgs, config: &Path) -> Answer {
         secrets: args.secrets,
     };
     let text = if link.answers().await {
-        let text = link.post_for_text("/v1/render", &order).await?;
+        let path = if order.secrets { "/api/v1/renders/secrets" } else { "/api/v1/renders" };
+        let text = link.post_for_text(path, &order).await?;
         String::from_utf8_lossy(&text).into_owned()
     } else {
         alone(&order, config).await?

@@ -257,7 +257,7 @@ impl Work<'_> {
 
 /// What `--all` leaves alone: a job that goes on, and puts its VM back by itself.
 async fn under_way(server: &Link, claim: &Claim) -> Option<String> {
-    let job: JobView = server.get(&format!("/v1/jobs/{}", claim.job)).await.ok()?;
+    let job: JobView = server.get(&format!("/api/v1/jobs/{}", claim.job)).await.ok()?;
     let waits = job.is_over() || matches!(job.state, State::NeedsOperator | State::Undoing);
     let text = format!(
         "job {} is under way ({}) and puts it back by itself; name the VM, or say --stop, to end it",
@@ -268,7 +268,7 @@ async fn under_way(server: &Link, claim: &Claim) -> Option<String> {
 
 /// Has the server undo its job; `None`: it knows of no such job, or the job has ended and left the claim.
 async fn through_server(server: &Link, claim: &Claim, api: &Api) -> Option<(Outcome, String)> {
-    let path = format!("/v1/jobs/{}/cancel", claim.job);
+    let path = format!("/api/v1/jobs/{}/cancel", claim.job);
     match server.post::<JobView>(&path, &serde_json::json!({})).await {
         Ok(_) => {}
         // It is on its way back already, has ended, or waits for a person: the job says so below.

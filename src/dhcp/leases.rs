@@ -37,9 +37,10 @@ pub(super) enum Standing {
 }
 
 /// A pool that is nearly full, or has room again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Fullness {
     /// First and last address.
+    #[schema(value_type = (String, String))]
     pub range: (Ipv4Addr, Ipv4Addr),
     /// Addresses that are leased, offered or declined.
     pub taken: usize,

@@ -12,9 +12,10 @@ use super::options::{OPTIONS_AT, Options, code};
 use crate::clock::Timestamp;
 
 /// Another server, and what it was heard doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Neighbour {
     /// Option 54, else siaddr, else where the packet came from.
+    #[schema(value_type = String)]
     pub server: Ipv4Addr,
     /// It gives addresses.
     pub leases: bool,

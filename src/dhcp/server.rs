@@ -94,7 +94,7 @@ pub enum BindError {
 }
 
 /// What a person should know of one interface's DHCP.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Status {
     /// The device.
     pub interface: String,

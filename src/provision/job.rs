@@ -15,7 +15,9 @@ use crate::{
 };
 
 /// How far a job is (design: The job).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema,
+)]
 pub enum State {
     /// Waits for a slot; nothing was done.
     Queued,
@@ -278,7 +280,7 @@ pub struct Ending {
 }
 
 /// A setting that is neither what we wrote nor what we saved.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Difference {
     /// The field, such as `HVM_boot_params.order`.
     pub field: String,
@@ -291,7 +293,7 @@ pub struct Difference {
 }
 
 /// What an operator decided about a job in NeedsOperator.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Resolution {
     /// Write the saved settings, whatever stands there.
@@ -303,7 +305,7 @@ pub enum Resolution {
 }
 
 /// Proof that the newly installed system runs as PV (design: Evidence).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Evidence {
     /// None, or not yet.

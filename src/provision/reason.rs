@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 macro_rules! reasons {
     ($( $variant:ident $label:literal $group:ident $remedy:literal )*) => {
         /// Why a job ended or waits (`jobs show` prints the label and the remedy).
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
         pub enum Reason {
             $( #[doc = $remedy] #[serde(rename = $label)] $variant, )*
         }

@@ -2,8 +2,10 @@
 //!
 //! Invariant: a commit that returned `Ok` survives a crash of this process and of the machine (for backends on
 //! disk), and is visible to every later `get`, `list` and `watch`. Backends: [`memory`] for tests and the
-//! simulation, [`sqlite`] for the server. `jobs` is the typed repository of jobs.
+//! simulation, [`sqlite`] for the server. Typed repositories: `jobs`, `accounts`
+//! (tokens, sessions, the audit log), `leases`.
 
+pub mod accounts;
 mod feed;
 pub mod jobs;
 pub mod leases;

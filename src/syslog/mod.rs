@@ -50,7 +50,7 @@ pub enum Dropped {
 }
 
 /// What came of all datagrams since the start.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Counts {
     /// Lines that were filed.
     pub filed: u64,

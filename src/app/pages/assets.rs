@@ -24,7 +24,11 @@ pub(super) struct Asset {
 /// All of them. Those of others are listed in `assets/README.md`.
 pub(super) const ASSETS: [Asset; 5] = [
     Asset { name: "app.css", kind: "text/css; charset=utf-8", content: include_bytes!("assets/app.css") },
-    Asset { name: "app.js", kind: "text/javascript; charset=utf-8", content: include_bytes!("assets/app.js") },
+    Asset {
+        name: "app.js",
+        kind: "text/javascript; charset=utf-8",
+        content: include_bytes!("assets/app.js"),
+    },
     Asset {
         name: "htmx.min.js",
         kind: "text/javascript; charset=utf-8",

@@ -254,7 +254,11 @@ pub(super) fn page(machines: &[Machine], filter: &Filter) -> (Vec<Machine>, usiz
 }
 
 /// `GET /`.
-pub(super) async fn fleet(viewer: Viewer, Axum(desk): Axum<Arc<Desk>>, Query(filter): Query<Filter>) -> Response {
+pub(super) async fn fleet(
+    viewer: Viewer,
+    Axum(desk): Axum<Arc<Desk>>,
+    Query(filter): Query<Filter>,
+) -> Response {
     let now = desk.clock.now();
     let machines = machines(&desk);
     let (shown, found, page) = page(&machines, &filter);

@@ -17,8 +17,11 @@ use super::{
     render,
 };
 use crate::{
-    app::{desk::Desk, views},
-    provision::{Event, job::{Job, Resolution, State}},
+    app::{
+        desk::{Desk, Operation},
+        views,
+    },
+    provision::job::{Job, Resolution, State},
 };
 
 /// Jobs on the list.
@@ -63,7 +66,9 @@ fn doable(job: &Job) -> minijinja::Value {
 pub(super) async fn job(viewer: Viewer, Axum(desk): Axum<Arc<Desk>>, Path(id): Path<String>) -> Response {
     let job = match read(&desk, &id).await {
         Ok(Some(job)) => job,
-        Ok(None) => return viewer.missing("There is no such job", "It may have been pruned from the history."),
+        Ok(None) => {
+            return viewer.missing("There is no such job", "It may have been pruned from the history.");
+        }
         Err(problem) => return viewer.unavailable(&problem),
     };
     let log = desk.log(&id).await.unwrap_or_default();
@@ -96,7 +101,11 @@ pub(super) struct Which {
 }
 
 /// `GET /jobs`.
-pub(super) async fn jobs(viewer: Viewer, Axum(desk): Axum<Arc<Desk>>, Query(which): Query<Which>) -> Response {
+pub(super) async fn jobs(
+    viewer: Viewer,
+    Axum(desk): Axum<Arc<Desk>>,
+    Query(which): Query<Which>,
+) -> Response {
     let now = desk.clock.now();
     let lines = desk.roster.lines(None, usize::MAX).into_iter();
     let wanted = lines.filter(|line| which.state.is_empty() || line.state.to_string() == which.state);
@@ -109,14 +118,14 @@ pub(super) async fn jobs(viewer: Viewer, Axum(desk): Axum<Arc<Desk>>, Query(whic
 }
 
 /// An operation of its name in the address.
-pub(super) fn event(operation: &str) -> Option<Event> {
-    Some(match operation {
-        "cancel" => Event::Cancel,
-        "retry" => Event::Retry,
-        "finish" => Event::Finish,
-        "restore" => Event::Resolve(Resolution::Restore),
-        "accept" => Event::Resolve(Resolution::Accept),
-        "abandon" => Event::Resolve(Resolution::Abandon),
+pub(super) fn operation(name: &str) -> Option<Operation> {
+    Some(match name {
+        "cancel" => Operation::Cancel,
+        "retry" => Operation::Retry,
+        "finish" => Operation::Finish,
+        "restore" => Operation::Resolve(Resolution::Restore),
+        "accept" => Operation::Resolve(Resolution::Accept),
+        "abandon" => Operation::Resolve(Resolution::Abandon),
         _ => return None,
     })
 }

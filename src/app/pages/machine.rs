@@ -220,15 +220,17 @@ pub(super) async fn machine(
     Query(which): Query<Which>,
 ) -> Response {
     let Some((guest, live)) = live_values(&desk, &uuid, &which.source) else {
-        return viewer.missing("There is no such machine", "No pool has a VM of this uuid, and no job was made for one.");
+        return viewer.missing(
+            "There is no such machine",
+            "No pool has a VM of this uuid, and no job was made for one.",
+        );
     };
     let now = desk.clock.now();
     let name = guest.as_ref().map(|guest| guest.view.name.clone());
     let name = name.or_else(|| desk.roster.newest(&uuid).map(|job| job.vm_name.clone())).unwrap_or_default();
     let jobs: Vec<JobLine> =
         desk.roster.lines(Some(&uuid), JOBS).into_iter().map(|line| JobLine::of(line, now)).collect();
-    let macs: Vec<String> =
-        guest.iter().flat_map(|guest| &guest.macs).map(MacAddr::to_string).collect();
+    let macs: Vec<String> = guest.iter().flat_map(|guest| &guest.macs).map(MacAddr::to_string).collect();
     let profiles: Vec<&String> = desk.config.profiles.keys().collect();
     let view = guest.as_ref().map(|guest| &guest.view);
     render::page(

@@ -14,19 +14,20 @@ mod orders;
 mod render;
 mod stream;
 
-use std::{convert::Infallible, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     Router,
-    extract::FromRequestParts,
+    extract::{FromRequestParts, Query},
     http::{StatusCode, request::Parts},
     response::Response,
     routing::{get, post},
 };
 use minijinja::{Value, context};
+use serde::Deserialize;
 
 use super::desk::Desk;
-use crate::access::{Caller, Scope};
+use crate::access::{Caller, Scope, Via};
 
 /// Pages that only read.
 pub(in crate::app) fn read_routes() -> Router<Arc<Desk>> {
@@ -61,42 +62,53 @@ pub(in crate::app) fn open_routes() -> Router<Arc<Desk>> {
     Router::new().route("/login", get(login)).route("/static/{name}", get(assets::asset))
 }
 
-/// `GET /login`.
-async fn login() -> Response {
-    login_page(StatusCode::OK, "")
+/// Why a browser is at the login page.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Sent {
+    /// What came of the last try.
+    problem: String,
+    /// Where to go then.
+    next: String,
 }
 
-/// The login page, with why the last try was none.
-pub(in crate::app) fn login_page(status: StatusCode, problem: &str) -> Response {
-    render::page_with(status, "login.html", context! { problem, here => "login", caller => "", scope => "" })
+/// `GET /login`.
+async fn login(Query(sent): Query<Sent>) -> Response {
+    let problem = match sent.problem.as_str() {
+        "" => "",
+        "unknown" => "This token is not known here.",
+        "expired" => "This token has expired. Make another with bootflip token add.",
+        "locked-out" => "Too many unknown tokens came from your address. Wait a while and try again.",
+        _ => "That did not work. Try again.",
+    };
+    render::page("login.html", context! { problem, next => sent.next, here => "login" })
 }
 
 /// Who looks at a page.
 #[derive(Debug, Clone)]
-struct Viewer(Option<Caller>);
+struct Viewer(Caller);
 
 impl<S: Send + Sync> FromRequestParts<S> for Viewer {
-    type Rejection = Infallible;
+    type Rejection = <Caller as FromRequestParts<S>>::Rejection;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        // The router let nobody through whom it does not know.
-        Ok(Self(parts.extensions.get::<Caller>().cloned()))
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Self::Rejection> {
+        Caller::from_request_parts(parts, state).await.map(Self)
     }
 }
 
 impl Viewer {
-    fn name(&self) -> &str {
-        self.0.as_ref().map_or("somebody", |caller| caller.name.as_str())
+    const fn caller(&self) -> &Caller {
+        &self.0
     }
 
     fn may_operate(&self) -> bool {
-        self.0.as_ref().is_some_and(|caller| caller.scope >= Scope::Operate)
+        self.0.scope.allows(Scope::Operate)
     }
 
     /// What every page shows.
     fn values(&self) -> Value {
-        let scope = self.0.as_ref().map(|caller| format!("{:?}", caller.scope).to_lowercase());
-        context! { caller => self.name(), scope => scope.unwrap_or_default() }
+        let logs_out = self.0.via == Via::Session;
+        context! { caller => self.0.name, scope => self.0.scope.label(), logs_out }
     }
 
     fn message(&self, status: StatusCode, title: &str, message: &str) -> Response {

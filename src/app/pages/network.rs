@@ -143,7 +143,9 @@ pub(super) async fn leases(viewer: Viewer, Axum(desk): Axum<Arc<Desk>>) -> Respo
     let guests = desk.known.guests();
     let owners: BTreeMap<_, _> = guests
         .iter()
-        .flat_map(|guest| guest.macs.iter().map(|mac| (*mac, (guest.view.uuid.clone(), guest.view.name.clone()))))
+        .flat_map(|guest| {
+            guest.macs.iter().map(|mac| (*mac, (guest.view.uuid.clone(), guest.view.name.clone())))
+        })
         .collect();
     let lines: Vec<LeaseLine> = read
         .iter()

@@ -12,10 +12,10 @@ use axum::{
 use minijinja::context;
 use serde::Serialize;
 
-use super::{Viewer, job::event, look::plain, render};
+use super::{Viewer, job::operation, look::plain, render};
 use crate::{
     app::{
-        desk::Desk,
+        desk::{Desk, Operation},
         orders::{Order, OrderAnswer, Outcome},
     },
     provision::job::{Job, State},
@@ -114,12 +114,13 @@ pub(super) async fn plan(
         return viewer.refused("No VM was selected", "Tick VMs on the fleet page first.");
     }
     match asked.action {
-        Action::Install => match desk.plan(&asked.order(asked.vms.clone(), false), viewer.name()).await {
+        Action::Install => match desk.plan(&asked.order(asked.vms.clone(), false), viewer.caller()).await {
             Ok(answer) => plan_page(&viewer, &asked, &answer, false),
             Err(error) => viewer.refused("This cannot be planned", &crate::app::chain(&error)),
         },
         Action::Cancel | Action::Retry => {
-            let touched: Vec<Touched> = asked.vms.iter().map(|uuid| touched(&desk, asked.action, uuid)).collect();
+            let touched: Vec<Touched> =
+                asked.vms.iter().map(|uuid| touched(&desk, asked.action, uuid)).collect();
             jobs_page(&viewer, &asked, &touched, false)
         }
     }
@@ -233,8 +234,7 @@ pub(super) async fn order(
     match asked.action {
         Action::Install => {
             let order = asked.order(asked.vms.clone(), true);
-            tracing::info!(asked_by = viewer.name(), vms = number, profile = asked.profile, "deploy ordered");
-            match desk.deploy(&order, viewer.name()).await {
+            match desk.deploy(&order, viewer.caller()).await {
                 Ok(answer) => plan_page(&viewer, &asked, &answer, true),
                 Err(error) => viewer.refused("This was not ordered", &crate::app::chain(&error)),
             }
@@ -254,14 +254,16 @@ async fn act(viewer: &Viewer, desk: &Desk, action: Action, uuid: &str) -> Touche
     if !touched.can {
         return touched;
     }
-    let (name, said) = match action {
-        Action::Retry => ("retry", "It runs again."),
-        Action::Cancel | Action::Install => ("cancel", "It is being cancelled."),
+    let (operation, said) = match action {
+        Action::Retry => (Operation::Retry, "It runs again."),
+        Action::Cancel | Action::Install => (Operation::Cancel, "It is being cancelled."),
     };
-    let Some(event) = event(name) else { return touched };
-    tracing::info!(job = touched.job, asked_by = viewer.name(), ?event, "job operated");
-    match desk.operate(&touched.job, event).await {
-        Ok(job) => Touched { state: job.state.to_string(), what: format!("{said} Now it {}.", plain(job.state)), ..touched },
+    match desk.operate(&touched.job, operation, viewer.caller()).await {
+        Ok(job) => Touched {
+            state: job.state.to_string(),
+            what: format!("{said} Now it {}.", plain(job.state)),
+            ..touched
+        },
         Err(error) => Touched { what: crate::app::chain(&error), can: false, ..touched },
     }
 }
@@ -270,11 +272,10 @@ async fn act(viewer: &Viewer, desk: &Desk, action: Action, uuid: &str) -> Touche
 pub(super) async fn operate(
     viewer: Viewer,
     Axum(desk): Axum<Arc<Desk>>,
-    Path((id, operation)): Path<(String, String)>,
+    Path((id, name)): Path<(String, String)>,
 ) -> Response {
-    let Some(event) = event(&operation) else { return StatusCode::NOT_FOUND.into_response() };
-    tracing::info!(job = id, asked_by = viewer.name(), ?event, "job operated");
-    match desk.operate(&id, event).await {
+    let Some(operation) = operation(&name) else { return StatusCode::NOT_FOUND.into_response() };
+    match desk.operate(&id, operation, viewer.caller()).await {
         Ok(job) => Redirect::to(&format!("/jobs/{}", job.id)).into_response(),
         Err(error) => viewer.refused("This was not done", &crate::app::chain(&error)),
     }

@@ -82,7 +82,18 @@ mod tests {
         for (name, source) in TEMPLATES {
             assert!(ENVIRONMENT.get_template(name).is_ok(), "{name}");
             // The content security policy would refuse it, and a value could end in it.
-            for word in [" style=", "<style", " onclick", " onload", "javascript:", "|safe", "| safe", "hx-on", "http://", "https://"] {
+            for word in [
+                " style=",
+                "<style",
+                " onclick",
+                " onload",
+                "javascript:",
+                "|safe",
+                "| safe",
+                "hx-on",
+                "http://",
+                "https://",
+            ] {
                 assert!(!source.contains(word), "{name} has {word}");
             }
             let scripts = source.matches("<script").count();
@@ -93,8 +104,8 @@ mod tests {
     #[test]
     fn a_value_is_text_whatever_it_holds() {
         let values = minijinja::context! {
-            title => "<script>alert(1)</script>", message => "\"'><img src=x onerror=alert(1)>", tone => "bad", caller => "x",
-            here => "", status => 404,
+            title => "<script>alert(1)</script>", message => "\"'><img src=x onerror=alert(1)>", tone => "bad", caller => "x", scope => "read",
+            logs_out => false, here => "", status => 404,
         };
         let text = text("message.html", values).unwrap();
         assert!(!text.contains("<script>alert") && !text.contains("<img"), "{text}");

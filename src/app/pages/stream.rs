@@ -90,7 +90,7 @@ where
     let events = stream::unfold((news, begun, desk, tell), async |(mut news, mut last, desk, tell)| {
         loop {
             let gathered = tokio::select! {
-                () = desk.flight.stopped() => return None,
+                () = desk.stop.cancelled() => return None,
                 gathered = gather(&mut news, last) => gathered?,
             };
             last = Instant::now();
@@ -120,11 +120,11 @@ pub(super) async fn fleet(Axum(desk): Axum<Arc<Desk>>, Query(filter): Query<Filt
             let on_page = shown.get(uuid);
             let heard = |macs: &Vec<MacAddr>| macs.iter().any(|mac| gathered.macs.contains(mac));
             let lives = machine.job.as_ref().is_some_and(|job| !job.state.is_terminal());
-            on_page.is_some_and(|macs| gathered.vms.contains(uuid) || (lives && (gathered.all || heard(macs))))
+            on_page
+                .is_some_and(|macs| gathered.vms.contains(uuid) || (lives && (gathered.all || heard(macs))))
         };
         let now = desk.clock.now();
-        let rows: Vec<_> =
-            all.iter().filter(is_changed).map(|machine| row(desk, machine, now)).collect();
+        let rows: Vec<_> = all.iter().filter(is_changed).map(|machine| row(desk, machine, now)).collect();
         if rows.is_empty() && gathered.vms.is_empty() {
             return None;
         }

@@ -95,7 +95,7 @@ impl JobFeed {
 
     async fn ask(&self) -> io::Result<Vec<u8>> {
         let mut stream = UnixStream::connect(&self.socket).await?;
-        stream.write_all(b"GET /v1/jobs HTTP/1.0\r\nHost: bootflip\r\n\r\n").await?;
+        stream.write_all(b"GET /api/v1/jobs?limit=1000 HTTP/1.0\r\nHost: bootflip\r\n\r\n").await?;
         let mut reply = vec![];
         stream.read_to_end(&mut reply).await?;
         Ok(reply)
