@@ -7,13 +7,12 @@ use axum::{
     extract::{Query, State as Axum},
     response::Response,
 };
-use minijinja::context;
 use serde::{Deserialize, Serialize};
 
 use super::{
     Viewer,
     look::{first_hold, left, look, percent, plain, stage, tone},
-    render,
+    render::values,
 };
 use crate::{
     app::{desk::Desk, inventory::Guest},
@@ -268,15 +267,13 @@ pub(super) async fn fleet(
     let profiles: Vec<&String> = desk.config.profiles.keys().collect();
     let pools: Vec<&String> = desk.config.pools.keys().collect();
     let query = |page: usize| as_query(&Filter { page, ..filter.clone() });
-    render::page(
+    viewer.page(
         "fleet.html",
-        context! {
-            here => "fleet", ..viewer.values(),
-            ..context! {
-                rows, found, page, pages, away, profiles, pools, filter, counts => counts(&machines),
-                query => query(page), before => query(page.saturating_sub(1)), after => query(page + 1),
-                may => viewer.may_operate(),
-            }
+        "fleet",
+        values! {
+            rows, found, page, pages, away, profiles, pools, filter, counts => counts(&machines),
+            query => query(page), before => query(page.saturating_sub(1)), after => query(page + 1),
+            may => viewer.may_operate(),
         },
     )
 }

@@ -7,14 +7,13 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use minijinja::context;
 use serde::Deserialize;
 
 use super::{
     Viewer,
     look::{FindingView, look},
     machine::{JobLine, shown, standing},
-    render,
+    render::{self, values},
 };
 use crate::{
     app::{
@@ -45,7 +44,7 @@ fn live_values(desk: &Desk, job: &Job) -> minijinja::Value {
         transfers.iter().rev().map(|(at, transfer)| views::TransferView::of(*at, transfer)).collect();
     let mut view = views::full(job, now);
     view.log.reverse();
-    context! {
+    values! {
         id => job.id.clone(), uuid => job.vm_uuid.clone(), findings, transfers, view, standing => standing(desk, job, now),
         waits => job.state == State::NeedsOperator,
     }
@@ -54,7 +53,7 @@ fn live_values(desk: &Desk, job: &Job) -> minijinja::Value {
 /// What can be done with a job now.
 fn doable(job: &Job) -> minijinja::Value {
     let live = !job.state.is_terminal() && job.state != State::NeedsOperator;
-    context! {
+    values! {
         cancel => live,
         retry => matches!(job.state, State::Failed | State::Cancelled),
         resolve => job.state == State::NeedsOperator,
@@ -74,12 +73,10 @@ pub(super) async fn job(viewer: Viewer, Axum(desk): Axum<Arc<Desk>>, Path(id): P
     let log = desk.log(&id).await.unwrap_or_default();
     let from = log.char_indices().nth_back(LOG).map_or(0, |(at, _)| at);
     let log = log.get(from..).unwrap_or_default();
-    render::page(
+    viewer.page(
         "job.html",
-        context! {
-            here => "jobs", ..viewer.values(),
-            ..context! { log, may => viewer.may_operate(), can => doable(&job), ..live_values(&desk, &job) }
-        },
+        "jobs",
+        values! { log, may => viewer.may_operate(), can => doable(&job), ..live_values(&desk, &job) },
     )
 }
 
@@ -111,10 +108,7 @@ pub(super) async fn jobs(
     let wanted = lines.filter(|line| which.state.is_empty() || line.state.to_string() == which.state);
     let jobs: Vec<JobLine> = wanted.take(LISTED).map(|line| JobLine::of(line, now)).collect();
     let states: Vec<String> = State::ALL.iter().map(ToString::to_string).collect();
-    render::page(
-        "jobs.html",
-        context! { here => "jobs", ..viewer.values(), ..context! { jobs, states, state => which.state, most => LISTED } },
-    )
+    viewer.page("jobs.html", "jobs", values! { jobs, states, state => which.state, most => LISTED })
 }
 
 /// An operation of its name in the address.

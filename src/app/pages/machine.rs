@@ -8,13 +8,12 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
-use minijinja::context;
 use serde::{Deserialize, Serialize};
 
 use super::{
     Viewer,
     look::{FindingView, Look, RecordView, ago, guest, left, look, percent, plain, stage, tone},
-    render,
+    render::{self, values},
 };
 use crate::{
     app::{
@@ -162,7 +161,7 @@ fn live_values(desk: &Desk, uuid: &str, source: &str) -> Option<(Option<Arc<Gues
     rows.reverse();
     let all = rows.len();
     rows.truncate(SHOWN);
-    let values = context! {
+    let values = values! {
         uuid, source, findings, counts, rows, all,
         standing => job.as_deref().map(|job| standing(desk, job, now)),
         boots => job.as_ref().and_then(|job| job.mac).map(|mac| mac.to_string()),
@@ -233,12 +232,10 @@ pub(super) async fn machine(
     let macs: Vec<String> = guest.iter().flat_map(|guest| &guest.macs).map(MacAddr::to_string).collect();
     let profiles: Vec<&String> = desk.config.profiles.keys().collect();
     let view = guest.as_ref().map(|guest| &guest.view);
-    render::page(
+    viewer.page(
         "machine.html",
-        context! {
-            here => "fleet", ..viewer.values(),
-            ..context! { name, macs, jobs, profiles, view, may => viewer.may_operate(), ..live }
-        },
+        "fleet",
+        values! { name, macs, jobs, profiles, view, may => viewer.may_operate(), ..live },
     )
 }
 
@@ -316,7 +313,7 @@ pub(super) async fn files(
         Ok(text) => (text, String::new()),
         Err(error) => (String::new(), crate::app::chain(&error)),
     };
-    render::page("files.html", context! { text, problem })
+    render::page("files.html", values! { text, problem })
 }
 
 #[cfg(test)]

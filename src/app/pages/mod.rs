@@ -23,9 +23,10 @@ use axum::{
     response::Response,
     routing::{get, post},
 };
-use minijinja::{Value, context};
+use minijinja::Value;
 use serde::Deserialize;
 
+use self::render::values;
 use super::desk::Desk;
 use crate::access::{Caller, Scope, Via};
 
@@ -81,7 +82,7 @@ async fn login(Query(sent): Query<Sent>) -> Response {
         "locked-out" => "Too many unknown tokens came from your address. Wait a while and try again.",
         _ => "That did not work. Try again.",
     };
-    render::page("login.html", context! { problem, next => sent.next, here => "login" })
+    render::page("login.html", values! { problem, next => sent.next, here => "login" })
 }
 
 /// Who looks at a page.
@@ -105,18 +106,25 @@ impl Viewer {
         self.0.scope.allows(Scope::Operate)
     }
 
-    /// What every page shows.
-    fn values(&self) -> Value {
+    /// A page with these values, and what every page shows. `here`: which of the main parts it belongs to.
+    fn page(&self, name: &str, here: &str, values: Value) -> Response {
+        self.page_with(StatusCode::OK, name, here, values)
+    }
+
+    fn page_with(&self, status: StatusCode, name: &str, here: &str, values: Value) -> Response {
         let logs_out = self.0.via == Via::Session;
-        context! { caller => self.0.name, scope => self.0.scope.label(), logs_out }
+        let own = values! { here, caller => self.0.name, scope => self.0.scope.label(), logs_out };
+        render::page_with(status, name, minijinja::value::merge_maps([values, own]))
     }
 
     fn message(&self, status: StatusCode, title: &str, message: &str) -> Response {
         let tone = if status.is_server_error() { "bad" } else { "odd" };
-        let values = context! {
-            here => "", ..self.values(), ..context! { title, message, tone, status => status.as_u16() }
-        };
-        render::page_with(status, "message.html", values)
+        self.page_with(
+            status,
+            "message.html",
+            "",
+            values! { title, message, tone, status => status.as_u16() },
+        )
     }
 
     fn missing(&self, title: &str, message: &str) -> Response {

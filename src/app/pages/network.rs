@@ -6,13 +6,12 @@ use axum::{
     extract::{Path, State as Axum},
     response::Response,
 };
-use minijinja::context;
 use serde::Serialize;
 
 use super::{
     Viewer,
     look::{RecordView, ago},
-    render,
+    render::values,
 };
 use crate::{
     app::{desk::Desk, machines::VmView, planning},
@@ -62,9 +61,9 @@ fn pool_line(desk: &Desk, pool: &PoolConfig) -> PoolLine {
         name: pool.name.clone(),
         url: pool.url.clone(),
         trust: match pool.tls {
-            _ if pool.url.starts_with("http:") => "no TLS: the password is readable on the way",
             TlsTrust::Ca(_) => "by its CA",
             TlsTrust::Pins(_) => "by its pinned certificate",
+            TlsTrust::PlainHttp => "not at all: there is no TLS, and the password is readable on the way",
             TlsTrust::Insecure => "not at all: anybody in the way can read the password",
         },
         problem: match problems.get(&pool.name) {
@@ -81,7 +80,7 @@ fn pool_line(desk: &Desk, pool: &PoolConfig) -> PoolLine {
 /// `GET /pools`.
 pub(super) async fn pools(viewer: Viewer, Axum(desk): Axum<Arc<Desk>>) -> Response {
     let pools: Vec<PoolLine> = desk.config.pools.values().map(|pool| pool_line(&desk, pool)).collect();
-    render::page("pools.html", context! { here => "pools", ..viewer.values(), ..context! { pools } })
+    viewer.page("pools.html", "pools", values! { pools })
 }
 
 /// `GET /pools/{name}`: asks the pool for its hosts.
@@ -98,7 +97,7 @@ pub(super) async fn pool(viewer: Viewer, Axum(desk): Axum<Arc<Desk>>, Path(name)
         .into_iter()
         .map(|host| {
             let (memory, free) = (gib(host.memory), host.free.map(gib));
-            context! { memory, free, host }
+            values! { memory, free, host }
         })
         .collect();
     let known = desk.known.guests();
@@ -107,16 +106,10 @@ pub(super) async fn pool(viewer: Viewer, Axum(desk): Axum<Arc<Desk>>, Path(name)
         .map(|guest| &guest.view)
         .filter(|view| view.pool == name && view.claim.is_some())
         .collect();
-    render::page(
-        "pool.html",
-        context! {
-            here => "pools", ..viewer.values(),
-            ..context! {
+    viewer.page("pool.html", "pools", values! {
                 line => pool_line(&desk, config), hosts, problem, claimed, allow => config.allow, user => config.user,
                 per_pool => desk.config.limits.installs_per_pool, per_host => desk.config.limits.installs_per_host,
-            }
-        },
-    )
+            })
 }
 
 #[derive(Debug, Serialize)]
@@ -165,24 +158,21 @@ pub(super) async fn leases(viewer: Viewer, Axum(desk): Axum<Arc<Desk>>) -> Respo
                 .neighbours
                 .iter()
                 .map(|rival| {
-                    context! { server => rival.server.to_string(), leases => rival.leases, boots => rival.boots,
+                    values! { server => rival.server.to_string(), leases => rival.leases, boots => rival.boots,
                     in_the_way => rival.in_the_way, ago => ago(rival.last, now) }
                 })
                 .collect();
             let full: Vec<_> = status
                 .nearly_full
                 .iter()
-                .map(|full| context! { first => full.range.0.to_string(), last => full.range.1.to_string(), taken => full.taken, size => full.size })
+                .map(|full| values! { first => full.range.0.to_string(), last => full.range.1.to_string(), taken => full.taken, size => full.size })
                 .collect();
-            context! { interface => status.interface, mode => status.mode, rivals, full }
+            values! { interface => status.interface, mode => status.mode, rivals, full }
         })
         .collect();
     let strangers = desk.flight.read(|recorder| recorder.strangers());
     let strangers: Vec<RecordView> = strangers.into_iter().rev().map(RecordView::of).collect();
-    render::page(
-        "leases.html",
-        context! { here => "leases", ..viewer.values(), ..context! { lines, boards, strangers } },
-    )
+    viewer.page("leases.html", "leases", values! { lines, boards, strangers })
 }
 
 #[derive(Debug, Serialize)]
@@ -225,5 +215,5 @@ pub(super) async fn transfers(viewer: Viewer, Axum(desk): Axum<Arc<Desk>>) -> Re
     };
     let records = desk.flight.read(|recorder| recorder.transfers(TRANSFERS));
     let lines: Vec<TransferLine> = records.into_iter().filter_map(line).collect();
-    render::page("transfers.html", context! { here => "transfers", ..viewer.values(), ..context! { lines } })
+    viewer.page("transfers.html", "transfers", values! { lines })
 }

@@ -9,10 +9,9 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Redirect, Response},
 };
-use minijinja::context;
 use serde::Serialize;
 
-use super::{Viewer, job::operation, look::plain, render};
+use super::{Viewer, job::operation, look::plain, render::values};
 use crate::{
     app::{
         desk::{Desk, Operation},
@@ -134,27 +133,21 @@ fn plan_page(viewer: &Viewer, asked: &Asked, answer: &OrderAnswer, made: bool) -
         .map(|line| &line.vm_uuid)
         .collect();
     let count = |outcome| answer.vms.iter().filter(|line| line.outcome == outcome).count();
-    let values = context! {
-        here => "fleet", ..viewer.values(),
-        ..context! {
-            asked, answer, ready, made, jobs => (), count => ready.len(),
-            created => count(Outcome::Created), refused => count(Outcome::Refused), existing => count(Outcome::Existing),
-        }
+    let values = values! {
+        asked, answer, ready, made, jobs => (), count => ready.len(),
+        created => count(Outcome::Created), refused => count(Outcome::Refused), existing => count(Outcome::Existing),
     };
-    render::page("plan.html", values)
+    viewer.page("plan.html", "fleet", values)
 }
 
 fn jobs_page(viewer: &Viewer, asked: &Asked, touched: &[Touched], made: bool) -> Response {
     let ready: Vec<&String> =
         touched.iter().filter(|touched| touched.can).map(|touched| &touched.vm_uuid).collect();
-    let values = context! {
-        here => "fleet", ..viewer.values(),
-        ..context! {
-            asked, ready, made, jobs => touched, count => ready.len(), answer => (), created => ready.len(),
-            refused => touched.len() - ready.len(), existing => 0,
-        }
+    let values = values! {
+        asked, ready, made, jobs => touched, count => ready.len(), answer => (), created => ready.len(),
+        refused => touched.len() - ready.len(), existing => 0,
     };
-    render::page("plan.html", values)
+    viewer.page("plan.html", "fleet", values)
 }
 
 /// What an action would do to the newest job of a VM.

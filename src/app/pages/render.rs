@@ -6,8 +6,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{Html, IntoResponse, Response},
 };
-use minijinja::{AutoEscape, Environment, UndefinedBehavior};
-use serde::Serialize;
+use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value, syntax::SyntaxConfig};
 
 use super::assets::VERSION;
 
@@ -36,8 +35,11 @@ static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
-    environment.set_trim_blocks(true);
-    environment.set_lstrip_blocks(true);
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    match syntax {
+        Ok(syntax) => environment.set_syntax(syntax),
+        Err(error) => tracing::error!(%error, "pages keep their blank lines"),
+    }
     environment.add_global("version", VERSION.as_str());
     environment.add_global("program", env!("CARGO_PKG_VERSION"));
     for (name, text) in TEMPLATES {
@@ -48,18 +50,42 @@ static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
     environment
 });
 
+/// Values for a template: `name => value`, or `name` alone for a variable of that name; `..map` last for what another
+/// map holds beside them. Whatever serializes is a value.
+macro_rules! values {
+    (@ $maps:ident $own:ident) => {};
+    (@ $maps:ident $own:ident ..$rest:expr $(,)?) => { $maps.push(minijinja::Value::from(minijinja::value::Serde(&$rest))); };
+    (@ $maps:ident $own:ident $key:ident => $value:expr $(, $($more:tt)*)?) => {
+        $own.insert(stringify!($key), minijinja::Value::from(minijinja::value::Serde(&$value)));
+        values!(@ $maps $own $($($more)*)?);
+    };
+    (@ $maps:ident $own:ident $key:ident $(, $($more:tt)*)?) => {
+        $own.insert(stringify!($key), minijinja::Value::from(minijinja::value::Serde(&$key)));
+        values!(@ $maps $own $($($more)*)?);
+    };
+    ($($all:tt)*) => {{
+        #[allow(unused_mut)] // where there is no other map
+        let mut maps: Vec<minijinja::Value> = Vec::new();
+        let mut own: std::collections::BTreeMap<&'static str, minijinja::Value> = std::collections::BTreeMap::new();
+        values!(@ maps own $($all)*);
+        maps.insert(0, minijinja::Value::from(minijinja::value::Serde(&own)));
+        minijinja::value::merge_maps(maps)
+    }};
+}
+pub(super) use values;
+
 /// The text of a template with these values.
-pub(super) fn text(name: &str, values: impl Serialize) -> Result<String, minijinja::Error> {
+pub(super) fn text(name: &str, values: Value) -> Result<String, minijinja::Error> {
     ENVIRONMENT.get_template(name)?.render(values)
 }
 
 /// A page or part of one. What it shows is of this moment: no cache keeps it.
-pub(super) fn page(name: &str, values: impl Serialize) -> Response {
+pub(super) fn page(name: &str, values: Value) -> Response {
     page_with(StatusCode::OK, name, values)
 }
 
 /// The same with another status.
-pub(super) fn page_with(status: StatusCode, name: &str, values: impl Serialize) -> Response {
+pub(super) fn page_with(status: StatusCode, name: &str, values: Value) -> Response {
     match text(name, values) {
         Ok(text) => {
             let mut response = (status, Html(text)).into_response();
@@ -103,7 +129,7 @@ mod tests {
 
     #[test]
     fn a_value_is_text_whatever_it_holds() {
-        let values = minijinja::context! {
+        let values = values! {
             title => "<script>alert(1)</script>", message => "\"'><img src=x onerror=alert(1)>", tone => "bad", caller => "x", scope => "read",
             logs_out => false, here => "", status => 404,
         };

@@ -16,13 +16,12 @@ use axum::{
     },
 };
 use futures_util::stream::{self, Stream};
-use minijinja::context;
 use tokio::{sync::broadcast, time::Instant};
 
 use super::{
     fleet::{Filter, Machine, counts, machines, page, row},
     look::guest,
-    render,
+    render::{self, values},
 };
 use crate::{
     app::{desk::Desk, flight::News},
@@ -129,7 +128,7 @@ pub(super) async fn fleet(Axum(desk): Axum<Arc<Desk>>, Query(filter): Query<Filt
             return None;
         }
         let filter = Filter::default();
-        let values = context! { rows, filter, counts => counts(&all), swap => true };
+        let values = values! { rows, filter, counts => counts(&all), swap => true };
         match render::text("fleet_cells.html", values) {
             Ok(text) => Some(Event::default().event("cells").data(text)),
             Err(error) => {
