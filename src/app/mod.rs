@@ -8,6 +8,7 @@ pub mod api;
 pub mod create;
 pub mod desk;
 pub mod door;
+pub mod fleet;
 pub mod flight;
 pub mod identity;
 pub mod images;
@@ -37,7 +38,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    api::{Served, socket::SocketError},
+    api::{AdminError, SocketError},
     desk::Desk,
     door::Door,
     flight::{Flight, Recording},
@@ -99,9 +100,9 @@ pub enum ServeError {
     /// A listener.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// The admin socket.
+    /// An admin listener.
     #[error(transparent)]
-    Admin(#[from] SocketError),
+    Admin(#[from] AdminError),
     /// The addresses could not be written down.
     #[error("cannot write {path}")]
     Addresses {
@@ -118,7 +119,10 @@ pub enum ServeError {
 impl ServeError {
     /// Another server has the database or the admin socket.
     pub const fn is_locked(&self) -> bool {
-        matches!(self, Self::Open(OpenError::Locked { .. }) | Self::Admin(SocketError::InUse { .. }))
+        matches!(
+            self,
+            Self::Open(OpenError::Locked { .. }) | Self::Admin(AdminError::Socket(SocketError::InUse { .. }))
+        )
     }
 }
 
@@ -188,7 +192,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
         decisions: Decisions::default(),
     }));
     let first = executor.recover().await.map_err(ServeError::Recover)?;
-    let admin = Served { socket: api::socket::bind(&config.admin.socket).await? };
+    let admin = api::bind(&config).await?;
     let shared = listeners::Shared {
         gate: gate.clone(),
         sink: Arc::new(Recording { flight: flight.clone(), inner: Arc::clone(&executor) as Arc<dyn Sink> }),
@@ -199,7 +203,7 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
     let listeners = listeners::bind(&config, &shared).await?;
     let urls = listeners.urls();
     let (dhcp, syslog) = (listeners.dhcp_boards(), listeners.syslog_board());
-    let addresses = listeners.addresses(admin.socket.path());
+    let addresses = listeners.addresses(&admin);
     write_addresses(&config, &addresses)?;
     let files = listeners.files();
     offer.open(urls.clone(), files.clone().map(Ok));
@@ -289,7 +293,7 @@ impl Running {
         }
     }
 
-    fn admin(&mut self, admin: Served, desk: Arc<Desk>) {
+    fn admin(&mut self, admin: api::Listeners, desk: Arc<Desk>) {
         let stop = self.stop.clone();
         self.spawn("the admin API", api::serve(admin, desk, stop));
     }

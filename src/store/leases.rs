@@ -8,26 +8,23 @@ use super::{Store, StoreError};
 use crate::{clock::Timestamp, machine::MacAddr};
 
 /// Of the records that DHCP keeps under `leases/<address>`, what is read here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Kept {
     /// Who.
     pub mac: MacAddr,
     /// What.
     pub address: Ipv4Addr,
-    /// Nobody else gets the address before this.
+    /// Until when.
     pub until: Timestamp,
 }
 
-/// All leases, by address; those that do not parse are left out.
+/// All leases, by nothing in particular.
 ///
 /// # Errors
 /// The store is away.
 pub async fn all(store: &dyn Store) -> Result<Vec<Kept>, StoreError> {
     let entries = store.list("leases/").await?;
-    let mut all: Vec<Kept> =
-        entries.iter().filter_map(|entry| serde_json::from_slice(&entry.value).ok()).collect();
-    all.sort_by_key(|kept| kept.address);
-    Ok(all)
+    Ok(entries.iter().filter_map(|entry| serde_json::from_slice(&entry.value).ok()).collect())
 }
 
 /// The address that our DHCP server gave this NIC, while it is its own.

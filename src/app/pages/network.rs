@@ -130,7 +130,10 @@ fn in_future(until: Timestamp, now: Timestamp) -> String {
 pub(super) async fn leases(viewer: Viewer, Axum(desk): Axum<Arc<Desk>>) -> Response {
     let now = desk.clock.now();
     let read = match leases::all(&*desk.store).await {
-        Ok(read) => read,
+        Ok(mut read) => {
+            read.sort_by_key(|lease| lease.address);
+            read
+        }
         Err(error) => return viewer.unavailable(&error.to_string()),
     };
     let guests = desk.known.guests();
