@@ -3,6 +3,7 @@
 #![allow(clippy::wildcard_enum_match_arm, clippy::needless_range_loop)]
 
 mod boot;
+mod browser;
 mod budget;
 mod cli;
 mod clients;
@@ -22,6 +23,7 @@ mod lab;
 mod loaders;
 mod luck;
 mod orders;
+mod pages;
 mod planning;
 mod quirks;
 mod readiness;
