@@ -16,6 +16,7 @@ pub mod http;
 pub mod machine;
 pub mod metrics;
 pub mod provision;
+pub mod recorder;
 pub mod secret;
 pub mod sim;
 pub mod store;

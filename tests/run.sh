@@ -42,6 +42,9 @@ fi
 if command -v python3 >/dev/null; then
     group template-programs tests/templates/prepare.sh
 fi
+if [ "${BOOTFLIP_FULL:-0}" = 1 ]; then
+    group browser-programs tests/browser/prepare.sh
+fi
 # 2,000 walks here; the 10,000 of the acceptance criterion, and the tests marked as slow, in `make test-full`.
 if [ "${BOOTFLIP_FULL:-0}" = 1 ]; then
     group it env BOOTFLIP_WALKS=10000 cargo test --locked --test it -- --nocapture --include-ignored

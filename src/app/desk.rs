@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     door::Door,
+    flight::Flight,
     inventory::Known,
     logs,
     machines::{self, VmView},
@@ -18,6 +19,7 @@ use super::{
     planning,
     preview::{self, PreviewError, Wanted, machine_config, profile_for},
     reload::Live,
+    roster::Roster,
     selection::{Candidate, Selection, resolve},
     views::{self, JobView, TransferView},
 };
@@ -109,6 +111,10 @@ pub struct Desk {
     pub dhcp: Vec<Board>,
     /// The syslog receiver, where it is on.
     pub syslog: Option<syslog::server::Board>,
+    /// The flight recorder.
+    pub flight: Flight,
+    /// The newest job of each VM.
+    pub roster: Roster,
     /// Who may do what, and what was done.
     pub door: Door,
     /// The database.

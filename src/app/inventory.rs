@@ -12,7 +12,10 @@ use std::{
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::selection::Candidate;
+use super::{
+    machines::{self, VmView},
+    selection::Candidate,
+};
 use crate::{
     boot::{Gate, Machine},
     machine::MacAddr,
@@ -45,11 +48,40 @@ pub struct Known(Arc<Mutex<BTreeMap<String, PoolKnown>>>);
 pub struct PoolKnown {
     /// Its VMs when it was last read.
     pub vms: Vec<Candidate>,
+    /// Its guests, as people see them.
+    pub guests: Vec<Arc<Guest>>,
     /// Why it could not be read the last time.
     pub problem: Option<String>,
 }
 
+/// A guest, as pages show it without asking the pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guest {
+    /// Its record.
+    pub view: VmView,
+    /// Its network cards, by device number.
+    pub macs: Vec<MacAddr>,
+}
+
+/// What one reading of a pool found.
+#[derive(Debug)]
+struct Reading {
+    vms: Vec<Candidate>,
+    guests: Vec<Arc<Guest>>,
+}
+
 impl Known {
+    /// The guests of all pools as they were last read, by pool and name.
+    pub fn guests(&self) -> Vec<Arc<Guest>> {
+        self.locked(|pools| pools.values().flat_map(|known| known.guests.iter().cloned()).collect())
+    }
+
+    /// One guest, by uuid.
+    pub fn guest(&self, uuid: &str) -> Option<Arc<Guest>> {
+        let find = |known: &PoolKnown| known.guests.iter().find(|guest| guest.view.uuid == uuid).cloned();
+        self.locked(|pools| pools.values().find_map(find))
+    }
+
     /// The pool's VMs as they were last read.
     pub fn vms(&self, pool: &str) -> Vec<Candidate> {
         self.locked(|pools| pools.get(pool).map(|known| known.vms.clone()).unwrap_or_default())
@@ -65,18 +97,29 @@ impl Known {
     }
 
     /// Notes a reading; whether the pool's standing changed.
-    fn note(&self, pool: &str, read: Result<Vec<Candidate>, String>) -> bool {
+    fn note(&self, pool: &str, read: Result<Reading, String>) -> bool {
         self.locked(|pools| {
             let new = !pools.contains_key(pool);
             let known = pools.entry(pool.to_owned()).or_default();
             let was_away = known.problem.is_some();
             match read {
-                Ok(vms) => *known = PoolKnown { vms, problem: None },
+                Ok(Reading { vms, guests }) => *known = PoolKnown { vms, guests, problem: None },
                 Err(problem) => known.problem = Some(problem),
             }
             new || was_away != known.problem.is_some()
         })
     }
+}
+
+/// By name, each with its cards by device number.
+fn in_order(guests: impl Iterator<Item = (VmView, Vec<(u32, MacAddr)>)>) -> Vec<Arc<Guest>> {
+    let guest = |(view, mut cards): (VmView, Vec<(u32, MacAddr)>)| {
+        cards.sort_unstable();
+        Arc::new(Guest { view, macs: cards.into_iter().map(|(_, mac)| mac).collect() })
+    };
+    let mut all: Vec<Arc<Guest>> = guests.map(guest).collect();
+    all.sort_by(|a, b| (&a.view.name, &a.view.uuid).cmp(&(&b.view.name, &b.view.uuid)));
+    all
 }
 
 /// Watches one pool.
@@ -125,8 +168,8 @@ impl Watcher {
     /// Reads the pool and notes how it went; whether it could be read.
     async fn read(&self, macs: &mut BTreeSet<MacAddr>) -> bool {
         match self.refresh(macs).await {
-            Ok(vms) => {
-                if self.known.note(&self.pool, Ok(vms)) {
+            Ok(reading) => {
+                if self.known.note(&self.pool, Ok(reading)) {
                     tracing::info!(pool = %self.pool, machines = macs.len(), "pool read");
                 }
                 true
@@ -141,27 +184,25 @@ impl Watcher {
     }
 
     /// Reads VMs and NICs, and tells the boot gate what came and went.
-    async fn refresh(&self, macs: &mut BTreeSet<MacAddr>) -> Result<Vec<Candidate>, CallError> {
-        let mut guests = HashMap::new();
+    async fn refresh(&self, macs: &mut BTreeSet<MacAddr>) -> Result<Reading, CallError> {
+        let mut guests: HashMap<String, (VmView, Vec<(u32, MacAddr)>)> = HashMap::new();
         let mut candidates = Vec::new();
         for vm in self.api.vms().await? {
             let candidate = Candidate::of(&self.pool, &vm);
             if candidate.guest {
-                guests.insert(vm.reference, (vm.uuid, vm.name_label));
+                guests.insert(vm.reference.clone(), (machines::view(&self.pool, &vm), Vec::new()));
             }
             candidates.push(candidate);
         }
-        let machines: BTreeMap<MacAddr, Machine> = self
-            .api
-            .vifs()
-            .await?
-            .into_iter()
-            .filter_map(|vif| {
-                let mac: MacAddr = vif.mac.parse().ok()?;
-                let (vm_uuid, name) = guests.get(&vif.vm)?.clone();
-                Some((mac, Machine { mac, name, vm_uuid, armed: None }))
-            })
-            .collect();
+        let mut machines: BTreeMap<MacAddr, Machine> = BTreeMap::new();
+        for vif in self.api.vifs().await? {
+            let (Ok(mac), Some((view, macs))) = (vif.mac.parse::<MacAddr>(), guests.get_mut(&vif.vm)) else {
+                continue;
+            };
+            macs.push((vif.device.parse().unwrap_or(u32::MAX), mac));
+            let (name, vm_uuid) = (view.name.clone(), view.uuid.clone());
+            machines.insert(mac, Machine { mac, name, vm_uuid, armed: None });
+        }
         let gone: Vec<MacAddr> = macs.iter().filter(|mac| !machines.contains_key(mac)).copied().collect();
         *macs = machines.keys().copied().collect();
         self.gate.update(|table| {
@@ -172,7 +213,7 @@ impl Watcher {
                 table.know(machine);
             }
         });
-        Ok(candidates)
+        Ok(Reading { vms: candidates, guests: in_order(guests.into_values()) })
     }
 
     /// Wakes the jobs of VMs that changed.

@@ -1,11 +1,11 @@
 //! Binds DHCP, TFTP, boot HTTP and syslog as the configuration says, and runs them. A shell.
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
-use super::logs;
+use super::{api, logs};
 use crate::{
     boot::{
         Gate,
@@ -67,6 +67,7 @@ pub(super) async fn bind(config: &Config, shared: &Shared) -> Result<Listeners, 
     if let Some(syslog) = &config.syslog {
         let parts = syslog::server::Shared {
             gate: shared.gate.clone(),
+            sink: Arc::clone(&shared.sink),
             clock: Arc::clone(&shared.clock),
             folder: logs::folder(config),
         };
@@ -132,7 +133,7 @@ impl Listeners {
     }
 
     /// Where everything listens.
-    pub(super) fn addresses(&self, admin: &Path) -> serde_json::Value {
+    pub(super) fn addresses(&self, admin: &api::Listeners) -> serde_json::Value {
         let dhcp = self.dhcp.iter().map(|(interface, server)| {
             let bound = server.bound();
             serde_json::json!({ "interface": interface, "server": bound.server, "proxy": bound.proxy })
@@ -143,7 +144,8 @@ impl Listeners {
             "http": self.http.as_ref().map(http::server::Server::bound),
             "syslog": self.syslog.as_ref().map(syslog::server::Server::bound),
             "url": self.urls().map(|urls| urls.base().to_owned()),
-            "admin": admin,
+            "admin": admin.socket(),
+            "remote": admin.remote(),
         })
     }
 

@@ -8,6 +8,8 @@ pub mod api;
 pub mod create;
 pub mod desk;
 pub mod door;
+pub mod fleet;
+pub mod flight;
 pub mod history;
 pub mod identity;
 pub mod images;
@@ -24,6 +26,7 @@ pub mod probe;
 pub mod publish;
 pub mod reach;
 pub mod reload;
+pub mod roster;
 pub mod selection;
 pub mod service;
 pub mod serving;
@@ -44,15 +47,17 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    api::{Served, socket::SocketError},
+    api::{AdminError, SocketError},
     desk::Desk,
     door::Door,
+    flight::{Flight, Recording},
     identity::StoredIdentity,
     inventory::{Known, Watcher},
     key::KeyError,
     listeners::{BindError, Listeners},
     metering::{CountedSink, MeasuredPool, MeasuredStore},
     reload::Live,
+    roster::Roster,
     serving::Offer,
     templates::TemplateError,
 };
@@ -109,9 +114,9 @@ pub enum ServeError {
     /// A listener.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// The admin socket.
+    /// An admin listener.
     #[error(transparent)]
-    Admin(#[from] SocketError),
+    Admin(#[from] AdminError),
     /// The addresses could not be written down.
     #[error("cannot write {path}")]
     Addresses {
@@ -128,7 +133,10 @@ pub enum ServeError {
 impl ServeError {
     /// Another server has the database or the admin socket.
     pub const fn is_locked(&self) -> bool {
-        matches!(self, Self::Open(OpenError::Locked { .. }) | Self::Admin(SocketError::InUse { .. }))
+        matches!(
+            self,
+            Self::Open(OpenError::Locked { .. }) | Self::Admin(AdminError::Socket(SocketError::InUse { .. }))
+        )
     }
 }
 
@@ -203,6 +211,7 @@ async fn open(config: Config, stop: &CancellationToken) -> Result<Opened, ServeE
         Arc::new(Offer::new(Arc::clone(&templates), config.http.as_ref().map(|http| http.root.clone())));
     let gate = Gate::default();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let flight = Flight::new(gate.clone(), Arc::clone(&clock));
     let executor = Arc::new(Executor::new(Parts {
         owner: config.server_name.clone(),
         store: Arc::clone(&store),
@@ -213,15 +222,17 @@ async fn open(config: Config, stop: &CancellationToken) -> Result<Opened, ServeE
         serving: Arc::clone(&offer) as _,
         wakers: Arc::new(bell.clone()),
         reach: Arc::new(reach::Tcp),
+        witness: Arc::new(flight.clone()),
         nonce: Box::new(key::nonce),
         decisions: Decisions::default(),
     }));
     let first = executor.recover().await.map_err(ServeError::Recover)?;
     let states = metering::states(&*store).await.map_err(ServeError::Recover)?;
-    let admin = Served { socket: api::socket::bind(&config.admin.socket).await? };
+    let admin = api::bind(&config).await?;
+    let recording = Recording { flight: flight.clone(), inner: Arc::clone(&executor) as Arc<dyn Sink> };
     let shared = listeners::Shared {
         gate: gate.clone(),
-        sink: Arc::new(CountedSink { inner: Arc::clone(&executor) as _, metrics: Arc::clone(&metrics) }),
+        sink: Arc::new(CountedSink { inner: Arc::new(recording), metrics: Arc::clone(&metrics) }),
         store: Arc::clone(&store),
         clock: Arc::clone(&clock),
         templates: Arc::clone(&templates),
@@ -229,7 +240,7 @@ async fn open(config: Config, stop: &CancellationToken) -> Result<Opened, ServeE
     let listeners = listeners::bind(&config, &shared).await?;
     let urls = listeners.urls();
     let (dhcp, syslog) = (listeners.dhcp_boards(), listeners.syslog_board());
-    let addresses = listeners.addresses(admin.socket.path());
+    let addresses = listeners.addresses(&admin);
     write_addresses(&config, &addresses)?;
     let files = listeners.files();
     offer.open(urls.clone(), files.clone().map(Ok));
@@ -247,6 +258,8 @@ async fn open(config: Config, stop: &CancellationToken) -> Result<Opened, ServeE
         clock,
         dhcp,
         syslog,
+        flight,
+        roster: Roster::default(),
         door: Door::new(Accounts::new(Arc::clone(&store))),
         store,
         stop: stop.clone(),
@@ -264,6 +277,7 @@ impl Opened {
         parts.listeners(listeners);
         parts.beat(Arc::clone(&desk));
         parts.count(&desk, states);
+        parts.roster(&desk);
         parts.admin(admin, Arc::clone(&desk));
         parts.watchers(&desk, &bell);
         parts.jobs(&desk, rings, first);
@@ -334,9 +348,14 @@ impl Running {
         }
     }
 
-    fn admin(&mut self, admin: Served, desk: Arc<Desk>) {
+    fn admin(&mut self, admin: api::Listeners, desk: Arc<Desk>) {
         let stop = self.stop.clone();
         self.spawn("the admin API", api::serve(admin, desk, stop));
+    }
+
+    fn roster(&mut self, desk: &Desk) {
+        let (store, flight, stop) = (Arc::clone(&desk.store), desk.flight.clone(), self.stop.clone());
+        self.spawn("the roster of jobs", desk.roster.clone().follow(store, flight, stop));
     }
 
     fn beat(&mut self, desk: Arc<Desk>) {

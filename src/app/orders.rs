@@ -1,9 +1,17 @@
 //! What the admin API is asked, and what it answers to an order. Plain data, shared with the command line.
 
+use std::num::NonZeroU16;
+
 use serde::{Deserialize, Serialize};
 
 use super::selection::Unresolved;
-use crate::{dhcp::server::Status, provision::job::Resolution, syslog::Counts};
+use crate::{
+    access::{Scope, audit::AuditEntry, token::TokenRecord},
+    clock::Timestamp,
+    dhcp::server::Status,
+    provision::job::Resolution,
+    syslog::Counts,
+};
 
 /// `POST /api/v1/plans` and `POST /api/v1/jobs`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -278,6 +286,84 @@ pub struct Problem {
     pub status: u16,
     /// What is wrong this time, and what to do.
     pub detail: String,
+}
+
+/// `POST /api/v1/tokens`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TokenOrder {
+    /// Its name: letters, digits, `-`, `_` and `.`; it stands in jobs and in the audit log.
+    #[schema(pattern = "^[A-Za-z0-9_-][A-Za-z0-9._-]*$", min_length = 1, max_length = 64)]
+    pub name: String,
+    /// What it may do.
+    pub scope: Scope,
+    /// For how many days; null: for ever.
+    #[schema(value_type = Option<u16>, minimum = 1)]
+    pub days: Option<NonZeroU16>,
+}
+
+/// A token, without its text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct TokenView {
+    /// Its name.
+    pub name: String,
+    /// What it may do.
+    pub scope: Scope,
+    /// When it was made, RFC 3339 in UTC.
+    pub created: String,
+    /// Who made it.
+    pub created_by: String,
+    /// Until when it is good; null: for ever.
+    pub expires: Option<String>,
+    /// It is no longer good.
+    pub expired: bool,
+    /// When it was last used, to about a minute.
+    pub last_used: Option<String>,
+}
+
+impl TokenView {
+    /// What is shown of a token.
+    pub fn of(record: &TokenRecord, now: Timestamp) -> Self {
+        Self {
+            name: record.name.clone(),
+            scope: record.scope,
+            created: record.created.to_string(),
+            created_by: record.created_by.clone(),
+            expires: record.expires.map(|at| at.to_string()),
+            expired: !record.is_good(now),
+            last_used: record.last_used.map(|at| at.to_string()),
+        }
+    }
+}
+
+/// `GET /api/v1/tokens`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct TokenList {
+    /// By name.
+    pub tokens: Vec<TokenView>,
+}
+
+/// A new token. Its text is told this once; the type has no `Debug`.
+#[derive(Serialize, Deserialize, utoipa::ToSchema)]
+#[allow(missing_debug_implementations)] // it would print the token
+pub struct TokenMade {
+    /// For `Authorization: Bearer`.
+    pub token: String,
+    /// What it is.
+    pub about: TokenView,
+}
+
+/// `GET /api/v1/audit`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct AuditPage {
+    /// The oldest first.
+    pub entries: Vec<AuditEntry>,
+    /// The number of the log's last entry.
+    pub last: u64,
+    /// `from` of the next page; null: the log ends here.
+    pub next: Option<u64>,
+    /// What is wrong with these entries; null: they are as they were written.
+    pub problem: Option<String>,
 }
 
 /// `GET /api/v1/health`.

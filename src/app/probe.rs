@@ -4,7 +4,10 @@ use std::{net::IpAddr, sync::Arc};
 
 use futures_util::future::BoxFuture;
 
-use super::listeners::{self, BindError, Shared};
+use super::{
+    api, chain,
+    listeners::{self, Shared},
+};
 use crate::{
     boot::{
         Gate,
@@ -23,7 +26,7 @@ pub struct Probe {
     /// Which, such as `DHCP on eth1`.
     pub what: String,
     /// Whether it can be had.
-    pub result: Result<(), BindError>,
+    pub result: Result<(), String>,
 }
 
 /// Tries every listener of the configuration by itself.
@@ -59,8 +62,12 @@ pub async fn listeners(config: &Config) -> Vec<Probe> {
     }
     let mut probes = Vec::new();
     for (what, config) in single {
-        let result = listeners::bind(&config, &shared).await.map(drop);
+        let result = listeners::bind(&config, &shared).await.map(drop).map_err(|error| chain(&error));
         probes.push(Probe { what, result });
+    }
+    if let Some(remote) = &config.admin.remote {
+        let result = api::probe(remote).await.map_err(|error| chain(&error));
+        probes.push(Probe { what: format!("admin API on {}", remote.listen), result });
     }
     probes
 }

@@ -192,6 +192,11 @@ impl BootTable {
         self.machines.get(&mac)
     }
 
+    /// All machines, each with the address that it was last heard from, in no order.
+    pub fn machines(&self) -> impl Iterator<Item = (&Machine, Option<IpAddr>)> {
+        self.machines.values().map(|machine| (machine, self.addresses.get(&machine.mac).copied()))
+    }
+
     /// How many machines are known.
     pub fn len(&self) -> usize {
         self.machines.len()

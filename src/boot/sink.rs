@@ -1,6 +1,10 @@
 //! How the boot services tell what they saw. The executor implements [`Sink`]; the shells hold it as `Arc<dyn Sink>`.
 
-use std::{fmt, net::IpAddr, time::Duration};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
@@ -101,8 +105,113 @@ pub struct Transfer {
     pub outcome: &'static str,
 }
 
-/// Where signs, transfers and reports go.
+/// A message of a DHCP client (RFC 2132 §9.6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Asked {
+    /// Is there a server?
+    Discover,
+    /// I take this offer, or keep my address.
+    Request,
+    /// The address is in use.
+    Decline,
+    /// I need it no longer.
+    Release,
+    /// I have an address; tell me the rest.
+    Inform,
+}
+
+/// What kind of client asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Asker {
+    /// The network card's own firmware (PXE).
+    Rom,
+    /// UEFI HTTP boot.
+    HttpRom,
+    /// iPXE.
+    Ipxe,
+    /// An installer or an installed system.
+    System,
+}
+
+/// What a DHCP packet was answered with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Told {
+    /// An offer; `boots`: it names a boot file.
+    Offer {
+        /// With a boot file.
+        boots: bool,
+    },
+    /// An ACK.
+    Ack {
+        /// With a boot file.
+        boots: bool,
+    },
+    /// An ACK once the lease is on disk.
+    Storing,
+    /// A NAK.
+    Nak,
+    /// Nothing, and why: a stable label.
+    Silence(&'static str),
+}
+
+/// A DHCP packet of one machine and what came of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Packet {
+    /// The transaction.
+    pub xid: u32,
+    /// What was asked.
+    pub asked: Asked,
+    /// By what.
+    pub asker: Asker,
+    /// How long the client says that it has been trying, in seconds; some write it with the low byte first.
+    pub seconds: u16,
+    /// The server that the client chose (option 54).
+    pub chose: Option<Ipv4Addr>,
+    /// The relay that it came through.
+    pub relay: Option<Ipv4Addr>,
+    /// The answer.
+    pub told: Told,
+    /// The address that it is to have.
+    pub address: Option<Ipv4Addr>,
+}
+
+/// What a boot service noticed of a machine, beside signs, transfers and reports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// A DHCP packet.
+    Packet(Packet),
+    /// A lease is on disk, and its ACK has left.
+    Leased(Ipv4Addr),
+    /// A file was asked for by TFTP that is not there.
+    Missing(String),
+    /// A syslog line, harmless to show.
+    Line {
+        /// RFC 5424 §6.2.1, as a word.
+        severity: &'static str,
+        /// The text.
+        text: String,
+    },
+}
+
+/// A notice of one machine. Nothing is decided by it: it is for the flight recorder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Noted {
+    /// The machine, or a stranger.
+    pub mac: MacAddr,
+    /// From which address, where it has one.
+    pub peer: Option<IpAddr>,
+    /// What.
+    pub what: Notice,
+}
+
+/// Where signs, transfers, reports and notices go.
 pub trait Sink: Send + Sync + fmt::Debug {
+    /// A notice. Never blocks and never fails; a sink without a recorder drops it.
+    fn noted(&self, _noted: Noted) {}
+
     /// A sign. Never blocks and never fails; many of one kind may be folded into one.
     fn seen(&self, seen: Seen);
 

@@ -222,7 +222,10 @@ async fn listeners(config: &Config, findings: &mut Findings) {
         return;
     }
     for Probe { what, result } in probe::listeners(config).await {
-        findings.judge(what, result.map(|()| "free".to_owned()));
+        match result {
+            Ok(()) => findings.add(what, Standing::Good, "free"),
+            Err(problem) => findings.add(what, Standing::Bad, problem),
+        }
     }
 }
 

@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeSet,
     io::{self, BufRead, IsTerminal},
-    path::Path,
     time::Duration,
 };
 
@@ -11,7 +10,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::{
-    Answer, Ended, Stop,
+    Answer, Ended, Place, Stop,
     create::{self, CreateOptions},
     link::Link,
     note, print, print_json,
@@ -99,8 +98,8 @@ struct Document<'a> {
     jobs: Vec<JobView>,
 }
 
-pub(super) async fn run(args: &DeployArgs, config: &Path) -> Answer {
-    let link = Link::new(&super::socket(config)?);
+pub(super) async fn run(args: &DeployArgs, place: &Place<'_>) -> Answer {
+    let link = place.link()?;
     if !args.create {
         if !args.wishes.is_empty() {
             let text = "options that describe new VMs (--template, --network, …) need --create";
@@ -108,9 +107,13 @@ pub(super) async fn run(args: &DeployArgs, config: &Path) -> Answer {
         }
         return order(args, &link, selectors::expand(&args.selectors)?, &[]).await;
     }
+    if place.remote.is_given() {
+        let text = "--create makes VMs from here; run it on the server, or make them first";
+        return Err(Stop::new(Ended::Usage, text));
+    }
     // Nothing is made that could not be installed then.
     let _: serde_json::Value = link.get("/api/v1/health").await?;
-    match create::create(&create::Request::for_deploy(args), config).await? {
+    match create::create(&create::Request::for_deploy(args), place.config).await? {
         create::Created::Planned(ended) => Ok(ended),
         create::Created::Made(made, Ended::Done) => {
             if !args.json {

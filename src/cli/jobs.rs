@@ -1,11 +1,11 @@
 //! `bootflip jobs …`: looks at jobs and operates them, through the server.
 
-use std::{collections::BTreeSet, path::Path};
+use std::collections::BTreeSet;
 
 use clap::{Args, Subcommand};
 
 use super::{
-    Answer, Ended, Stop,
+    Answer, Ended, Place, Stop,
     deploy::wait,
     link::Link,
     note, print, print_json,
@@ -116,8 +116,8 @@ impl How {
     }
 }
 
-pub(super) async fn run(args: &JobsArgs, config: &Path) -> Answer {
-    let link = Link::new(&super::socket(config)?);
+pub(super) async fn run(args: &JobsArgs, place: &Place<'_>) -> Answer {
+    let link = place.link()?;
     let Some(command) = &args.command else { return list(&link, &args.list).await };
     match command {
         JobsCommand::List(args) => list(&link, args).await,

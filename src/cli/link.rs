@@ -1,10 +1,6 @@
-//! Asks the server by its admin socket.
+//! Asks the server by its API: over its unix socket, or over the network with a token.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{io, path::Path, time::Duration};
 
 use axum::body::{Body, to_bytes};
 use hyper::{Method, Request, StatusCode, header};
@@ -12,34 +8,57 @@ use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
-use super::{Ended, Stop};
+use super::{
+    Ended, Stop,
+    remote::{Remote, RemoteError, Wire},
+};
 use crate::app::{orders::Problem, views::JobView};
 
 /// The largest answer: the jobs of some years.
 const ANSWER_LIMIT: usize = 256 << 20;
 
-/// The server's admin socket.
+/// A way to the server.
 #[derive(Debug, Clone)]
 pub(super) struct Link {
-    socket: PathBuf,
+    way: Way,
+}
+
+#[derive(Debug, Clone)]
+enum Way {
+    Socket(std::path::PathBuf),
+    Remote(Remote),
+}
+
+impl std::fmt::Display for Way {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Socket(path) => write!(f, "{}", path.display()),
+            Self::Remote(remote) => write!(f, "{remote}"),
+        }
+    }
 }
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LinkError {
     /// No server, or no right to use its socket.
-    #[error("no server answers on {}: {source}; start `bootflip serve`, or say with -c FILE which one is meant", .socket.display())]
+    #[error(
+        "no server answers on {place}: {source}; start `bootflip serve`, or say with -c FILE or --server URL which one is meant"
+    )]
     Away {
-        /// The socket.
-        socket: PathBuf,
+        /// Where.
+        place: String,
         /// Why.
         source: io::Error,
     },
+    /// Not the server that was meant, or nothing that its certificate could be held against.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
     /// The connection broke.
-    #[error("the server on {} broke the connection: {detail}", .socket.display())]
+    #[error("the server on {place} broke the connection: {detail}")]
     Broken {
-        /// The socket.
-        socket: PathBuf,
+        /// Where.
+        place: String,
         /// How.
         detail: String,
     },
@@ -59,7 +78,7 @@ pub(super) enum LinkError {
 impl LinkError {
     /// It may be otherwise soon: the server is starting again.
     pub(super) const fn is_passing(&self) -> bool {
-        matches!(self, Self::Away { .. } | Self::Broken { .. })
+        matches!(self, Self::Away { .. } | Self::Broken { .. } | Self::Remote(RemoteError::Away { .. }))
     }
 }
 
@@ -69,11 +88,12 @@ impl From<LinkError> for Stop {
             LinkError::Refused { status, .. } if *status == StatusCode::CONFLICT => Ended::Refused,
             LinkError::Refused { status, .. } if status.is_client_error() => Ended::Usage,
             LinkError::Away { .. }
+            | LinkError::Remote(_)
             | LinkError::Broken { .. }
             | LinkError::Refused { .. }
             | LinkError::Strange(_) => Ended::Failed,
         };
-        Self::new(ended, error.to_string())
+        Self::new(ended, crate::app::chain(&error))
     }
 }
 
@@ -86,12 +106,20 @@ struct JobList {
 impl Link {
     /// The server with this socket.
     pub(super) fn new(socket: &Path) -> Self {
-        Self { socket: socket.to_owned() }
+        Self { way: Way::Socket(socket.to_owned()) }
     }
 
-    /// Whether a server answers.
+    /// A server over the network.
+    pub(super) const fn remote(remote: Remote) -> Self {
+        Self { way: Way::Remote(remote) }
+    }
+
+    /// Whether a server answers on the socket; one over the network is taken at its word.
     pub(super) async fn answers(&self) -> bool {
-        UnixStream::connect(&self.socket).await.is_ok()
+        match &self.way {
+            Way::Socket(path) => UnixStream::connect(path).await.is_ok(),
+            Way::Remote(_) => true,
+        }
     }
 
     /// All jobs, oldest first.
@@ -107,14 +135,18 @@ impl Link {
 
     /// GET.
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, LinkError> {
-        let body = self.send(Method::GET, path, Vec::new()).await?;
-        parse(&body)
+        parse(&self.send(Method::GET, path, Vec::new()).await?)
     }
 
     /// GET, answered by text.
     pub(super) async fn get_text(&self, path: &str) -> Result<String, LinkError> {
         let body = self.send(Method::GET, path, Vec::new()).await?;
         Ok(String::from_utf8_lossy(&body).into_owned())
+    }
+
+    /// DELETE.
+    pub(super) async fn delete(&self, path: &str) -> Result<(), LinkError> {
+        self.send(Method::DELETE, path, Vec::new()).await.map(drop)
     }
 
     /// POST with a JSON body, answered by JSON.
@@ -155,20 +187,27 @@ impl Link {
     }
 
     async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Vec<u8>, LinkError> {
+        let place = self.way.to_string();
         let broken = |detail: &dyn std::fmt::Display| LinkError::Broken {
-            socket: self.socket.clone(),
+            place: place.clone(),
             detail: detail.to_string(),
         };
-        let stream = UnixStream::connect(&self.socket)
-            .await
-            .map_err(|source| LinkError::Away { socket: self.socket.clone(), source })?;
+        let away = |source| LinkError::Away { place: place.clone(), source };
+        let stream: Box<dyn Wire> = match &self.way {
+            Way::Socket(socket) => Box::new(UnixStream::connect(socket).await.map_err(away)?),
+            Way::Remote(remote) => remote.connect().await?,
+        };
         let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(|error| broken(&error))?;
         tokio::spawn(connection);
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, "bootflip")
+        let mut request = Request::builder().method(method).uri(path);
+        request = match &self.way {
+            Way::Socket(_) => request.header(header::HOST, "bootflip"),
+            Way::Remote(remote) => request
+                .header(header::HOST, remote.authority())
+                .header(header::AUTHORIZATION, remote.authorization()?),
+        };
+        let request = request
             .header(header::CONTENT_TYPE, "application/json")
             .body(Body::from(body))
             .map_err(|error| LinkError::Strange(error.to_string()))?;

@@ -19,6 +19,7 @@ mod manual;
 mod pool;
 mod progress;
 mod reload;
+mod remote;
 mod render;
 mod rescue;
 mod restore;
@@ -28,6 +29,7 @@ mod simulate;
 mod store;
 mod table;
 mod template;
+mod token;
 mod vm;
 
 use std::{
@@ -53,6 +55,8 @@ pub struct Cli {
     /// The configuration.
     #[arg(short, long, global = true, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
+    #[command(flatten)]
+    remote: remote::RemoteArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -76,6 +80,11 @@ enum Command {
     Rescue(rescue::RescueArgs),
     /// Look at jobs, and operate them; alone: list them.
     Jobs(jobs::JobsArgs),
+    /// Make, list and revoke the tokens by which others may ask the server.
+    #[command(subcommand)]
+    Token(token::TokenCommand),
+    /// Show who did what.
+    Audit(token::AuditArgs),
     /// Put VMs back from the claims in the pool alone; needs no database.
     Restore(restore::RestoreArgs),
     /// Show what a machine would be served.
@@ -206,17 +215,24 @@ fn workers() -> usize {
 
 async fn run(cli: Cli) -> Answer {
     let config = cli.config;
+    let place = Place { config: &config, remote: &cli.remote };
+    if cli.remote.is_given() && !cli.command.asks_a_server() {
+        let text = "this command works on this machine alone, and not with --server";
+        return Err(Stop::new(Ended::Usage, text));
+    }
     match cli.command {
         Command::Serve(args) => serve::run(&args, &config).await,
         Command::Check(args) => check::run(&args, &config).await,
         Command::Dhcp(command) => dhcp::run(&command, &config),
         Command::Pool(command) => pool::run(&command, &config).await,
         Command::Vm(command) => vm::run(&command, &config).await,
-        Command::Deploy(args) => deploy::run(&args, &config).await,
-        Command::Rescue(args) => rescue::run(args, &config).await,
-        Command::Jobs(args) => jobs::run(&args, &config).await,
+        Command::Deploy(args) => deploy::run(&args, &place).await,
+        Command::Rescue(args) => rescue::run(args, &place).await,
+        Command::Jobs(args) => jobs::run(&args, &place).await,
         Command::Restore(args) => restore::run(&args, &config).await,
-        Command::Render(args) => render::run(&args, &config).await,
+        Command::Render(args) => render::run(&args, &place).await,
+        Command::Token(command) => token::run(&command, &place).await,
+        Command::Audit(args) => token::audit(&args, &place).await,
         Command::Image(command) => image::run(&command, &config).await,
         Command::Template(command) => template::run(&command, &config),
         Command::Loaders(command) => loaders::run(&command, &config).await,
@@ -234,6 +250,51 @@ async fn run(cli: Cli) -> Answer {
         Command::Store(command) => store::run(&command, &config),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),
+    }
+}
+
+impl Command {
+    /// It does its work through a server, which may be another machine's.
+    const fn asks_a_server(&self) -> bool {
+        match self {
+            Self::Deploy(_)
+            | Self::Rescue(_)
+            | Self::Jobs(_)
+            | Self::Render(_)
+            | Self::Token(_)
+            | Self::Audit(_) => true,
+            Self::Serve(_)
+            | Self::Check(_)
+            | Self::Dhcp(_)
+            | Self::Pool(_)
+            | Self::Vm(_)
+            | Self::Restore(_)
+            | Self::Image(_)
+            | Self::Template(_)
+            | Self::DoctorGuest
+            | Self::Loaders(_)
+            | Self::Demo(_)
+            | Self::Lab(_)
+            | Self::LabXen(_)
+            | Self::Simulate(_) => false,
+        }
+    }
+}
+
+/// Where a command finds its configuration and its server.
+#[derive(Debug, Clone, Copy)]
+struct Place<'a> {
+    config: &'a Path,
+    remote: &'a remote::RemoteArgs,
+}
+
+impl Place<'_> {
+    /// The way to the server.
+    fn link(&self) -> Result<link::Link, Stop> {
+        match self.remote.remote()? {
+            Some(remote) => Ok(link::Link::remote(remote)),
+            None => Ok(link::Link::new(&socket(self.config)?)),
+        }
     }
 }
 

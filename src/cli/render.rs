@@ -5,7 +5,7 @@ use std::path::Path;
 
 use clap::Args;
 
-use super::{Answer, Ended, Stop, link::Link, load, print};
+use super::{Answer, Ended, Place, Stop, load, print};
 use crate::{
     app::{
         self, desk,
@@ -36,8 +36,8 @@ pub(super) struct RenderArgs {
     secrets: bool,
 }
 
-pub(super) async fn run(args: &RenderArgs, config: &Path) -> Answer {
-    let link = Link::new(&super::socket(config)?);
+pub(super) async fn run(args: &RenderArgs, place: &Place<'_>) -> Answer {
+    let link = place.link()?;
     let order = RenderOrder {
         kind: args.kind,
         vm: args.vm.clone(),
@@ -50,7 +50,7 @@ pub(super) async fn run(args: &RenderArgs, config: &Path) -> Answer {
         let text = link.post_for_text(path, &order).await?;
         String::from_utf8_lossy(&text).into_owned()
     } else {
-        alone(&order, config).await?
+        alone(&order, place.config).await?
     };
     print(&text);
     Ok(Ended::Done)

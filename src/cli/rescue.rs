@@ -1,12 +1,10 @@
 //! `bootflip rescue`: recovery mode. A VM boots a rescue system over the network once, and is put back as it was when
 //! it halts, or on `jobs finish`. Nothing is erased.
 
-use std::path::Path;
-
 use clap::Args;
 
 use super::{
-    Answer,
+    Answer, Place,
     deploy::{self, DeployArgs},
 };
 
@@ -33,11 +31,11 @@ pub(super) struct RescueArgs {
     json: bool,
 }
 
-pub(super) async fn run(args: RescueArgs, config: &Path) -> Answer {
+pub(super) async fn run(args: RescueArgs, place: &Place<'_>) -> Answer {
     let mut deploy = DeployArgs::default();
     deploy.selectors.push(args.vm);
     deploy.profile = Some(args.profile);
     (deploy.plan, deploy.wait, deploy.yes, deploy.json) = (args.plan, args.wait, args.yes, args.json);
     deploy.rescue = true;
-    deploy::run(&deploy, config).await
+    deploy::run(&deploy, place).await
 }

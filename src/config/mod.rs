@@ -270,6 +270,33 @@ pub struct SyslogConfig {
 pub struct AdminConfig {
     /// The unix socket; default `/run/bootflip/admin.sock`.
     pub socket: PathBuf,
+    /// The TCP listener; `None`: off.
+    pub remote: Option<RemoteConfig>,
+}
+
+/// The admin API and the dashboard over TCP, for who has a token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteConfig {
+    /// Where it listens.
+    pub listen: std::net::SocketAddr,
+    /// How it is encrypted.
+    pub tls: RemoteTls,
+}
+
+/// TLS of the admin listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RemoteTls {
+    /// None: on loopback, or said so in the configuration (`plain_http = true`).
+    Off,
+    /// A certificate that signs itself, made at the first start and kept in `server.state_dir`.
+    Generated,
+    /// Files in PEM.
+    Files {
+        /// The certificate, and those that it hangs on.
+        certificate: PathBuf,
+        /// Its key.
+        key: PathBuf,
+    },
 }
 
 /// What to install, and how to know that it is done. A job keeps a copy from its creation on.

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     time::Duration,
 };
 
@@ -171,6 +171,11 @@ section! {
     /// `[admin]`.
     RawAdmin {
         socket: String,
+        listen: SocketAddr,
+        tls: AdminTls,
+        tls_cert: String,
+        tls_key: String,
+        plain_http: bool,
     }
 }
 
@@ -295,6 +300,12 @@ impl Read for OneOrMany {
     }
 }
 
+/// `tls` of `[admin]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AdminTls {
+    Generated,
+}
+
 /// `mode` of `[[dhcp]]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RawMode {
@@ -383,6 +394,15 @@ impl Scalar for Ipv4Net {
     /// An address with host bits is somebody's, and no network.
     fn scan(text: &str) -> Option<Self> {
         text.parse().ok().filter(|network: &Self| network.network() == network.addr())
+    }
+}
+
+impl Scalar for SocketAddr {
+    const FORM: &str = "an address with a port";
+    const EXAMPLE: &str = "\"127.0.0.1:8443\"";
+
+    fn scan(text: &str) -> Option<Self> {
+        text.parse().ok()
     }
 }
 
@@ -478,6 +498,10 @@ words!(VariableKind, "a kind of variable", r#""text", "secret", "integer", "bool
 words!(Fetch, "a way to fetch boot files", r#""http" or "tftp""#, {
     "http" => Self::Http,
     "tftp" => Self::Tftp,
+});
+
+words!(AdminTls, "a way to have a certificate", r#""generated", or tls_cert and tls_key instead"#, {
+    "generated" => Self::Generated,
 });
 
 words!(TftpEngine, "a TFTP engine", r#""own" or "async-tftp""#, {

@@ -12,6 +12,7 @@ pub mod frame;
 mod leases;
 mod lessor;
 mod neighbours;
+mod notice;
 mod options;
 mod reply;
 mod request;
@@ -121,6 +122,23 @@ pub enum Ignored {
 }
 
 impl Ignored {
+    /// Every reason.
+    pub const ALL: [Self; 13] = [
+        Self::Stranger,
+        Self::NotPxe,
+        Self::NotForProxy,
+        Self::NoBootFile,
+        Self::OtherServer,
+        Self::PoolExhausted,
+        Self::NoRecord,
+        Self::Committing,
+        Self::UnknownRelay,
+        Self::OtherSubnet,
+        Self::NotOurs,
+        Self::Contradictory,
+        Self::TooManyHops,
+    ];
+
     /// A stable name for counters and logs.
     pub const fn label(self) -> &'static str {
         match self {

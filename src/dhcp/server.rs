@@ -20,11 +20,11 @@ use tokio::{net::UdpSocket, sync::mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{Action, Fullness, Neighbour, Reply, Request, Service, Settings};
+use super::{Action, Fullness, Neighbour, Reply, Request, Service, Settings, notice};
 use crate::{
     boot::{
         Ask, Gate,
-        sink::{Seen, Sink},
+        sink::{Noted, Notice, Seen, Sink},
     },
     clock::Clock,
     config::{DhcpInterface, DhcpMode},
@@ -263,6 +263,9 @@ impl Server {
         for lease in &outcome.leases {
             if outcome.stored {
                 let actions = self.service.committed(lease);
+                if actions.iter().any(|action| matches!(action, Action::Send(_))) {
+                    self.note(lease.mac, None, Notice::Leased(lease.address));
+                }
                 self.act(actions, Some(lease.mac), writes);
             } else {
                 self.service.not_committed(lease);
@@ -308,7 +311,13 @@ impl Server {
             Port::Server => self.service.handle(&request, &answer, self.shared.clock.now()),
             Port::Proxy => self.service.handle_boot_server(&request, &answer, from),
         };
+        self.note(request.mac, Some(from), Notice::Packet(notice::packet(&request, &actions)));
         self.act(actions, Some(request.mac), writes);
+    }
+
+    fn note(&self, mac: MacAddr, from: Option<SocketAddrV4>, what: Notice) {
+        let peer = from.map(|from| *from.ip()).filter(|address| !address.is_unspecified());
+        self.shared.sink.noted(Noted { mac, peer: peer.map(IpAddr::V4), what });
     }
 
     /// `mac`: the client that the actions are about, where they are about one.

@@ -35,6 +35,19 @@ fn job_key(id: &str) -> String {
     format!("{JOBS}{id}")
 }
 
+/// The id of the job that a key is about; `None`: the key is no job's.
+pub fn id_of(key: &str) -> Option<&str> {
+    key.strip_prefix(JOBS)
+}
+
+/// A job as it stands in the store.
+///
+/// # Errors
+/// What does not parse.
+pub fn read(value: &[u8]) -> Result<Job, serde_json::Error> {
+    serde_json::from_slice(value)
+}
+
 fn live_key(job: &Job) -> String {
     format!("live/{}/{}", job.pool, job.vm_uuid)
 }

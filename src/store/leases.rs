@@ -8,11 +8,23 @@ use super::{Store, StoreError};
 use crate::{clock::Timestamp, machine::MacAddr};
 
 /// Of the records that DHCP keeps under `leases/<address>`, what is read here.
-#[derive(Debug, Deserialize)]
-struct Kept {
-    mac: MacAddr,
-    address: Ipv4Addr,
-    until: Timestamp,
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Kept {
+    /// Who.
+    pub mac: MacAddr,
+    /// What.
+    pub address: Ipv4Addr,
+    /// Until when.
+    pub until: Timestamp,
+}
+
+/// All leases, by nothing in particular.
+///
+/// # Errors
+/// The store is away.
+pub async fn all(store: &dyn Store) -> Result<Vec<Kept>, StoreError> {
+    let entries = store.list("leases/").await?;
+    Ok(entries.iter().filter_map(|entry| serde_json::from_slice(&entry.value).ok()).collect())
 }
 
 /// The address that our DHCP server gave this NIC, while it is its own.
@@ -24,9 +36,7 @@ pub async fn address_of(
     mac: MacAddr,
     now: Timestamp,
 ) -> Result<Option<Ipv4Addr>, StoreError> {
-    let entries = store.list("leases/").await?;
-    let kept = entries.iter().filter_map(|entry| serde_json::from_slice::<Kept>(&entry.value).ok());
-    let own = kept.filter(|kept| kept.mac == mac && now < kept.until);
+    let own = all(store).await?.into_iter().filter(|kept| kept.mac == mac && now < kept.until);
     Ok(own.max_by_key(|kept| kept.until).map(|kept| kept.address))
 }
 

@@ -17,8 +17,16 @@ use tokio::net::UdpSocket;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{Counts, Intake};
-use crate::{boot::Gate, clock::Clock, config::SyslogConfig, machine::MacAddr};
+use super::{Counts, Intake, Message, parse};
+use crate::{
+    boot::{
+        Gate,
+        sink::{Noted, Notice, Sink},
+    },
+    clock::Clock,
+    config::SyslogConfig,
+    machine::MacAddr,
+};
 
 /// Bytes of a datagram that are read.
 const DATAGRAM: usize = 8192;
@@ -30,6 +38,8 @@ const BATCH: usize = 256;
 pub struct Shared {
     /// Who has which address.
     pub gate: Gate,
+    /// Where lines are noted, beside their file.
+    pub sink: Arc<dyn Sink>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Where the files are.
@@ -141,7 +151,13 @@ impl Server {
         lines: &mut BTreeMap<MacAddr, String>,
     ) {
         match intake.take(self.shared.gate.who(peer.ip()), datagram, self.shared.clock.now()) {
-            Ok((mac, line)) => lines.entry(mac).or_default().push_str(&line),
+            Ok((mac, line)) => {
+                lines.entry(mac).or_default().push_str(&line);
+                if let Some(Message { severity, text }) = parse(datagram) {
+                    let what = Notice::Line { severity, text };
+                    self.shared.sink.noted(Noted { mac, peer: Some(peer.ip()), what });
+                }
+            }
             Err(dropped) => debug!(%peer, ?dropped, "a syslog message is dropped"),
         }
     }

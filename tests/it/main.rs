@@ -3,6 +3,7 @@
 #![allow(clippy::wildcard_enum_match_arm, clippy::needless_range_loop)]
 
 mod boot;
+mod browser;
 mod budget;
 mod cli;
 mod clients;
@@ -24,6 +25,7 @@ mod luck;
 mod manuals;
 mod operations;
 mod orders;
+mod pages;
 mod planning;
 mod quirks;
 mod readiness;

@@ -21,7 +21,7 @@ use bootflip::{
     provision::{
         Reason, State,
         admission::Caps,
-        executor::{Decisions, Executor, Parts, PoolAccess, Wakers},
+        executor::{Decisions, Executor, NoWitness, Parts, PoolAccess, Wakers},
         job::{NewJob, Options},
     },
     secret::TokenKey,
@@ -169,6 +169,7 @@ async fn run(folder: &Path, case: Case) -> Came {
         serving: Arc::new(offer),
         wakers: Arc::new(NoWakers),
         reach: Arc::new(bootflip::app::reach::Tcp),
+        witness: Arc::new(NoWitness),
         nonce: Box::new(|| "nonce".into()),
         decisions: Decisions::default(),
     });

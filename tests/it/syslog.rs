@@ -45,8 +45,12 @@ async fn rig(file_size: u32) -> Rig {
     gate.met(MAC, own.into());
     let config =
         SyslogConfig { listen: "127.0.0.1:0".parse().unwrap(), device: Some("lo".into()), file_size };
-    let shared =
-        Shared { gate: gate.clone(), clock: Arc::new(SystemClock), folder: folder.path().join("syslog") };
+    let shared = Shared {
+        gate: gate.clone(),
+        sink: Arc::new(crate::boot::Recorder::default()),
+        clock: Arc::new(SystemClock),
+        folder: folder.path().join("syslog"),
+    };
     let server = server::bind(&config, shared).unwrap();
     let (address, board, stop) = (server.bound(), server.board(), CancellationToken::new());
     let socket = async |from: Ipv4Addr| {

@@ -4,15 +4,20 @@
 //! likewise), and is set nowhere else. `who` finds out who asks; no handler does.
 //! `desk` does the work; the handlers only read requests and write answers.
 
+mod events;
 mod fleet;
+mod headers;
 mod input;
 mod jobs;
 mod listen;
 mod login;
+mod once;
 mod page;
 mod problem;
-pub mod socket;
+mod socket;
 mod system;
+mod tls;
+mod tokens;
 mod who;
 
 use std::sync::Arc;
@@ -31,7 +36,8 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 pub use self::problem::{Kind, Refusal};
 use super::{desk::Desk, metering, orders, pages};
 use crate::access::Scope;
-pub use listen::{Served, serve};
+pub use listen::{AdminError, Listeners, bind, probe, serve};
+pub use socket::SocketError;
 
 /// Where the API's paths begin.
 pub const PREFIX: &str = "/api/v1";
@@ -74,13 +80,24 @@ impl Modify for Scheme {
 fn read() -> OpenApiRouter<Arc<Desk>> {
     OpenApiRouter::new()
         .routes(routes!(system::health))
+        .routes(routes!(system::ready))
         .routes(routes!(system::version))
+        .routes(routes!(system::openapi))
         .routes(routes!(jobs::list))
         .routes(routes!(jobs::show))
         .routes(routes!(jobs::log))
         .routes(routes!(jobs::render))
+        .routes(routes!(events::events))
+        .routes(routes!(fleet::pools))
+        .routes(routes!(fleet::pool))
         .routes(routes!(fleet::vms))
         .routes(routes!(fleet::vm))
+        .routes(routes!(fleet::machines))
+        .routes(routes!(fleet::machine))
+        .routes(routes!(fleet::profiles))
+        .routes(routes!(fleet::profile))
+        .routes(routes!(fleet::leases))
+        .routes(routes!(fleet::transfers))
 }
 
 /// What needs [`Scope::Operate`].
@@ -96,7 +113,13 @@ fn operate() -> OpenApiRouter<Arc<Desk>> {
 
 /// What needs [`Scope::Admin`].
 fn admin() -> OpenApiRouter<Arc<Desk>> {
-    OpenApiRouter::new().routes(routes!(jobs::render_secrets)).routes(routes!(system::reload))
+    OpenApiRouter::new()
+        .routes(routes!(jobs::render_secrets))
+        .routes(routes!(tokens::list))
+        .routes(routes!(tokens::add))
+        .routes(routes!(tokens::revoke))
+        .routes(routes!(tokens::audit_log))
+        .routes(routes!(system::reload))
 }
 
 /// A router of the API whose every route needs this scope; the document says so, too.
@@ -123,23 +146,25 @@ fn check(
     move |request, next| Box::pin(who::need(scope, request, next))
 }
 
-/// The API alone, with its document.
-fn api() -> (Router<Arc<Desk>>, utoipa::openapi::OpenApi) {
+/// The API alone, with its document. Answers of [`operate`] are kept for repeated requests; those of the others are
+/// not, and some of theirs hold secrets.
+fn api(once: impl FnOnce(OpenApiRouter<Arc<Desk>>) -> OpenApiRouter<Arc<Desk>>) -> OpenApiRouter<Arc<Desk>> {
     let routers = OpenApiRouter::new()
         .merge(scoped(Scope::Read, read()))
-        .merge(scoped(Scope::Operate, operate()))
+        .merge(scoped(Scope::Operate, once(operate())))
         .merge(scoped(Scope::Admin, admin()));
-    OpenApiRouter::with_openapi(Document::openapi()).nest(PREFIX, routers).split_for_parts()
+    OpenApiRouter::with_openapi(Document::openapi()).nest(PREFIX, routers)
 }
 
 /// The OpenAPI 3.1 document, as `docs/openapi.json` has it.
 pub fn document() -> utoipa::openapi::OpenApi {
-    api().1
+    api(|operate| operate).into_openapi()
 }
 
 /// Everything that the admin listeners answer. A layer here holds for every route.
 pub fn routes(desk: Arc<Desk>) -> Router {
-    let (api, _) = api();
+    let once = middleware::from_fn_with_state(Arc::clone(&desk), once::once);
+    let (api, _) = api(|operate| operate.route_layer(once)).split_for_parts();
     Router::new()
         .merge(api)
         .merge(paged(Scope::Read, pages::read_routes()))
@@ -156,5 +181,6 @@ pub fn routes(desk: Arc<Desk>) -> Router {
         })
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .layer(middleware::from_fn_with_state(Arc::clone(&desk), who::identify))
+        .layer(middleware::from_fn(headers::add))
         .with_state(desk)
 }

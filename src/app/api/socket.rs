@@ -44,7 +44,7 @@ pub enum SocketError {
 
 /// The open socket; removed when dropped.
 #[derive(Debug)]
-pub struct Socket {
+pub(super) struct Socket {
     path: PathBuf,
     listener: Option<UnixListener>,
 }
@@ -56,7 +56,7 @@ impl Drop for Socket {
 }
 
 /// Makes the socket. One that a dead server left behind is replaced.
-pub async fn bind(path: &Path) -> Result<Socket, SocketError> {
+pub(super) async fn bind(path: &Path) -> Result<Socket, SocketError> {
     let failed = |source| SocketError::Make { path: path.to_owned(), source };
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -87,7 +87,7 @@ pub async fn bind(path: &Path) -> Result<Socket, SocketError> {
 
 impl Socket {
     /// Where it is.
-    pub fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         &self.path
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::{Json, extract::State};
+use axum::{Json, extract::State, http::StatusCode};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -14,6 +14,7 @@ use crate::{
     access::Caller,
     app::{
         desk::Desk,
+        fleet::Readiness,
         orders::Health,
         reload::{self, Reloaded},
     },
@@ -73,4 +74,21 @@ pub(super) async fn reload(
         desk.door.write_down(&[reload::deed(&caller, &read)], desk.clock.now()).await;
     }
     read.map(Json).map_err(|mistakes| Refusal::new(Kind::CannotBe, mistakes.to_string()))
+}
+
+/// Whether the server can do its work: the database can be written, the listeners are bound, the pools answer.
+#[utoipa::path(get, path = "/ready", tag = "system",
+    responses((status = 200, description = "It can", body = Readiness),
+        (status = 503, description = "It cannot", body = Readiness), Problems))]
+pub(super) async fn ready(State(desk): At) -> (StatusCode, Json<Readiness>) {
+    let readiness = desk.readiness().await;
+    let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(readiness))
+}
+
+/// This document.
+#[utoipa::path(get, path = "/openapi.json", tag = "system",
+    responses((status = 200, description = "OpenAPI 3.1", body = serde_json::Value), Problems))]
+pub(super) async fn openapi() -> Json<utoipa::openapi::OpenApi> {
+    Json(super::document())
 }

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use super::{Checker, pool::Endpoint};
 use crate::config::{
-    AdminConfig, HttpConfig, SyslogConfig,
-    raw::{RawAdmin, RawHttp, RawSyslog},
+    AdminConfig, HttpConfig, RemoteConfig, RemoteTls, SyslogConfig,
+    problem::Spot,
+    raw::{AdminTls, RawAdmin, RawHttp, RawSyslog},
     read::At,
 };
 
@@ -78,8 +79,12 @@ impl Checker<'_> {
     }
 
     pub(super) fn admin(&mut self, admin: Option<&At<RawAdmin>>) -> AdminConfig {
-        let Some(written) = admin.and_then(|admin| admin.value.socket.as_ref()) else {
-            return AdminConfig { socket: PathBuf::from(ADMIN_SOCKET) };
+        let Some(At { value: raw, spot }) = admin else {
+            return AdminConfig { socket: PathBuf::from(ADMIN_SOCKET), remote: None };
+        };
+        let remote = self.remote(raw, spot);
+        let Some(written) = raw.socket.as_ref() else {
+            return AdminConfig { socket: PathBuf::from(ADMIN_SOCKET), remote };
         };
         let socket = self.path(written);
         let bytes = socket.as_os_str().len();
@@ -88,7 +93,54 @@ impl Checker<'_> {
                 format!("has {bytes} bytes, and a unix socket's path has at most {SOCKET_PATH_LIMIT}");
             self.notes.wrong(&written.spot, message, "write a shorter path");
         }
-        AdminConfig { socket }
+        AdminConfig { socket, remote }
+    }
+
+    fn remote(&mut self, raw: &RawAdmin, spot: &Spot) -> Option<RemoteConfig> {
+        let tls = match (&raw.tls_cert, &raw.tls_key) {
+            (Some(certificate), Some(key)) => {
+                let (certificate, key) = (self.path(certificate), self.path(key));
+                Some(RemoteTls::Files { certificate, key })
+            }
+            (None, None) => None,
+            (Some(_), None) => {
+                self.notes.absent(
+                    &spot.child("tls_key"),
+                    "is missing",
+                    "name the file of the certificate's key",
+                );
+                None
+            }
+            (None, Some(_)) => {
+                let remedy = "name the file of the key's certificate";
+                self.notes.absent(&spot.child("tls_cert"), "is missing", remedy);
+                None
+            }
+        };
+        let tls = match (tls, &raw.tls) {
+            (Some(_), Some(word)) => {
+                let message = "asks for a certificate beside the one that tls_cert names";
+                self.notes.wrong(&word.spot, message, "remove one of the two");
+                RemoteTls::Off
+            }
+            (None, Some(At { value: AdminTls::Generated, .. })) => RemoteTls::Generated,
+            (Some(files), None) => files,
+            (None, None) => RemoteTls::Off,
+        };
+        let Some(listen) = &raw.listen else {
+            if tls != RemoteTls::Off {
+                let remedy = "write listen = \"ADDRESS:8443\", or remove the keys of TLS";
+                self.notes.absent(&spot.child("listen"), "is missing", remedy);
+            }
+            return None;
+        };
+        let plain = raw.plain_http.as_ref().is_some_and(|plain| plain.value);
+        if tls == RemoteTls::Off && !plain && !listen.value.ip().is_loopback() {
+            let message = format!("would send tokens over the network to {} unencrypted", listen.value.ip());
+            let remedy = "write tls = \"generated\", or tls_cert and tls_key; or plain_http = true where a proxy in front has TLS";
+            self.notes.wrong(&listen.spot, message, remedy);
+        }
+        Some(RemoteConfig { listen: listen.value, tls })
     }
 
     pub(super) fn device(&mut self, device: &At<String>) -> String {

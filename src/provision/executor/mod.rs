@@ -87,6 +87,20 @@ pub trait Reach: Send + Sync + fmt::Debug {
     fn answers(&self, at: SocketAddr) -> BoxFuture<'_, bool>;
 }
 
+/// Who is told of every call to a pool that was made for a job.
+pub trait Witness: Send + Sync + fmt::Debug {
+    /// It was made, and done or refused. Never blocks and never fails.
+    fn called(&self, job: &Job, effect: Effect, call: &'static str, failed: Option<&CallError>);
+}
+
+/// Nobody is told.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoWitness;
+
+impl Witness for NoWitness {
+    fn called(&self, _: &Job, _: Effect, _: &'static str, _: Option<&CallError>) {}
+}
+
 /// What the executor is made of.
 pub struct Parts {
     /// `server.name`.
@@ -107,6 +121,8 @@ pub struct Parts {
     pub wakers: Arc<dyn Wakers>,
     /// Who looks at TCP ports.
     pub reach: Arc<dyn Reach>,
+    /// Who is told of calls.
+    pub witness: Arc<dyn Witness>,
     /// 128 fresh random bits in hex.
     pub nonce: Box<dyn Fn() -> String + Send + Sync>,
     /// What decides.

@@ -69,6 +69,11 @@ impl Executor {
         let of_job = memory.transfers.iter().filter(|(_, transfer)| transfer.job.as_deref() == Some(job));
         of_job.cloned().collect()
     }
+
+    /// All transfers that ended lately, the oldest first.
+    pub fn all_transfers(&self) -> Vec<(Timestamp, Transfer)> {
+        self.memory().transfers.iter().cloned().collect()
+    }
 }
 
 impl Sink for Executor {

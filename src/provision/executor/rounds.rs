@@ -99,6 +99,11 @@ impl Executor {
         if starts {
             self.memory().starts.insert(job.id.clone(), self.parts.clock.now());
         }
+        let failed = match &result {
+            CallResult::Failed(error) => Some(error),
+            CallResult::Ok { .. } => None,
+        };
+        self.parts.witness.called(job, effect, call.name(), failed);
         if let CallResult::Failed(error) = &result {
             tracing::debug!(job = %job.id, effect = %effect.label(), call = call.name(), %error, "a call failed");
             if Self::is_about_the_pool(error) {

@@ -36,7 +36,7 @@ use crate::{
     provision::{
         Effect, Event, Job, State,
         admission::Caps,
-        executor::{Decisions, Executor, Parts, PoolAccess, Reach, Serving, Wake, claims},
+        executor::{Decisions, Executor, NoWitness, Parts, PoolAccess, Reach, Serving, Wake, claims},
         job::{NewJob, Options},
     },
     secret::{TokenKey, TokenUse},
@@ -269,6 +269,7 @@ impl World {
             serving: Arc::new(Served),
             wakers: Arc::new(news.clone()),
             reach: Arc::new(NoNetwork),
+            witness: Arc::new(NoWitness),
             nonce: Box::new(move || {
                 let n = nonces.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                 format!("{life:016x}{n:016x}")

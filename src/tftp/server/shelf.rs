@@ -22,7 +22,7 @@ use crate::{
         Answer, Ask,
         render::PXELINUX_REFUSAL,
         root::{RelativePath, Root},
-        sink::{Protocol, Seen, Sign, Transfer},
+        sink::{Noted, Notice, Protocol, Seen, Sign, Transfer},
         vouch::{Unfit, Vouch},
     },
     machine::MacAddr,
@@ -73,7 +73,10 @@ impl Library for Shelf {
             opened.inspect_err(|refusal| {
                 // A PXELINUX asks for a dozen names that are not there: nothing that an operator acts on.
                 let file = shown(wanted.as_ref(), name);
-                debug!(%peer, file, refusal = refusal.label(), "TFTP file refused");
+                debug!(%peer, %file, refusal = refusal.label(), "TFTP file refused");
+                if let Some(mac) = self.shared.gate.who(peer) {
+                    self.shared.sink.noted(Noted { mac, peer: Some(peer), what: Notice::Missing(file) });
+                }
             })
         })
     }

@@ -54,6 +54,8 @@ pub(crate) struct Plan {
     pub(crate) later: Vec<String>,
     /// How the guests behave; each HVM start the same.
     pub(crate) guest: GuestPlan,
+    /// Guests that behave otherwise, by the VM's name.
+    pub(crate) others: Vec<(String, GuestPlan)>,
     /// DHCP, TFTP, boot HTTP and the profile `mini`; false: only what `more` says.
     pub(crate) boot: bool,
     /// More of the configuration.
@@ -62,7 +64,7 @@ pub(crate) struct Plan {
 
 impl Plan {
     pub(crate) fn of(vms: Vec<VmSpec>) -> Self {
-        Self { vms, later: Vec::new(), guest: quick(), boot: true, more: String::new() }
+        Self { vms, later: Vec::new(), guest: quick(), others: Vec::new(), boot: true, more: String::new() }
     }
 }
 
@@ -366,10 +368,14 @@ pub(crate) fn differences(before: &VmTruth, after: &VmTruth) -> Vec<String> {
 }
 
 fn demo_plan(plan: &Plan) -> DemoPlan {
+    let guest = |name: &str| {
+        let other = plan.others.iter().find(|(of, _)| of == name);
+        other.map_or_else(|| plan.guest.clone(), |(_, guest)| guest.clone())
+    };
     let one = |vm: &VmSpec| VmPlan {
         name: vm.name.clone(),
         mac: vm.macs.first().copied().unwrap_or(MacAddr::new([2; 6])),
-        attempts: vec![plan.guest.clone()],
+        attempts: vec![guest(&vm.name)],
     };
     let later = plan.later.iter().map(|name| one(&VmSpec { name: name.clone(), ..VmSpec::default() }));
     DemoPlan { vms: plan.vms.iter().map(one).chain(later).collect(), ..DemoPlan::default() }
