@@ -1,10 +1,12 @@
 #!/bin/sh
-# Makes the Debian package: build.sh [PROFILE [REVISION]], by default of the profile release, revision 1. Prints its path.
+# Makes the Debian package: build.sh [PROFILE [REVISION [FILE]]], by default of the profile release, revision 1, below
+# target/debian (where cargo-deb clears away earlier ones). Prints its path.
 # What it holds beside the binary (manual pages, completions, the list of what is built in) is made here by the binary.
 set -eu
 cd "$(dirname "$0")/.."
 profile=${1:-release}
 revision=${2:-1}
+output=${3:-target/debian/}
 folder=$profile
 [ "$profile" = dev ] && folder=debug
 
@@ -24,8 +26,8 @@ cargo cyclonedx --quiet --format json --spec-version 1.5 --no-build-deps --targe
 # Where it was built is nobody's business.
 sed "s|$PWD|.|g" bootflip.cdx.json >target/package/bootflip.cdx.json
 rm bootflip.cdx.json
-mkdir -p target/debian
+mkdir -p target/debian "$(dirname "$output")"
 fast=""
 [ "$profile" = release ] || fast=--fast
 # shellcheck disable=SC2086
-cargo deb --quiet --locked --no-build $fast --profile "$profile" --deb-revision "$revision" --output target/debian/
+cargo deb --quiet --locked --no-build $fast --profile "$profile" --deb-revision "$revision" --output "$output"

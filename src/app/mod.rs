@@ -187,7 +187,7 @@ struct Opened {
     clients: BTreeMap<String, Arc<Client>>,
     offer: Arc<Offer>,
     listeners: Listeners,
-    admin: Served,
+    admin: api::Listeners,
     bell: Bell,
     rings: Rings,
     /// The jobs that want a look.
@@ -229,7 +229,7 @@ async fn open(config: Config, stop: &CancellationToken) -> Result<Opened, ServeE
     let first = executor.recover().await.map_err(ServeError::Recover)?;
     let states = metering::states(&*store).await.map_err(ServeError::Recover)?;
     let admin = api::bind(&config).await?;
-    let recording = Recording { flight: flight.clone(), inner: Arc::clone(&executor) as Arc<dyn Sink> };
+    let recording = Recording { flight: flight.clone(), inner: Arc::clone(&executor) as _ };
     let shared = listeners::Shared {
         gate: gate.clone(),
         sink: Arc::new(CountedSink { inner: Arc::new(recording), metrics: Arc::clone(&metrics) }),

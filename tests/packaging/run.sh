@@ -3,7 +3,10 @@
 # loopback): installed, started, upgraded under a job that is under way, hung, removed, purged. inside.sh is what runs
 # there; its transcript goes to FOLDER/transcript and stdout. Root.
 #
-#   run.sh [FOLDER]      default target/packaging; packages are built from the profile dev unless PROFILE says otherwise
+#   run.sh [FOLDER [FIRST SECOND]]
+#
+# FOLDER is target/packaging where nothing is said. FIRST and SECOND are the packages, such as a released one and the next;
+# without them two revisions are built, from the profile dev unless PROFILE says otherwise.
 set -eu
 cd "$(dirname "$0")/../.."
 out=${1:-target/packaging}
@@ -13,8 +16,12 @@ limit=420
 [ "$(id -u)" = 0 ] || { echo "SKIP packaging: needs root"; exit 0; }
 
 tests/packaging/prepare.sh "$out"
-first=$(packaging/build.sh "$profile" 1 | tail -n 1)
-second=$(packaging/build.sh "$profile" 2 | tail -n 1)
+first=${2:-$out/first.deb}
+second=${3:-$out/second.deb}
+if [ $# -lt 3 ]; then
+    packaging/build.sh "$profile" 1 "$first"
+    packaging/build.sh "$profile" 2 "$second"
+fi
 folder=$profile
 [ "$profile" = dev ] && folder=debug
 
