@@ -66,7 +66,7 @@ pub struct Mistakes(String);
 pub fn reload(desk: &Desk, look: bool) -> Result<Reloaded, Mistakes> {
     let current = desk.config.now();
     let read = config::load(&current.file);
-    let new = read.map_err(|problems| Mistakes(config::problems_report(&problems).trim_end().to_owned()))?;
+    let new = read.map_err(|problems| Mistakes(problems.to_string().trim_end().to_owned()))?;
     let differences = difference(&current, &new);
     if !look {
         for Difference { key, what, restart } in &differences {

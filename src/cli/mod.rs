@@ -131,6 +131,9 @@ const DEFAULT_CONFIG: &str = "/etc/bootflip/bootflip.toml";
 /// The admin socket when the configuration says nothing.
 const DEFAULT_SOCKET: &str = "/run/bootflip/admin.sock";
 
+/// Where the state is when the configuration says nothing.
+const DEFAULT_STATE_DIR: &str = "/var/lib/bootflip";
+
 /// How a command ended; the exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Ended {
@@ -246,7 +249,7 @@ async fn run(cli: Cli) -> Answer {
         Command::Lab(args) => played(lab::run(&args).await),
         Command::LabXen(args) => labxen::run(&args).await,
         Command::Simulate(args) => simulate::run(&args).await,
-        Command::Reload(args) => reload::run(&args, &config).await,
+        Command::Reload(args) => reload::run(&args, &place).await,
         Command::Store(command) => store::run(&command, &config),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),
@@ -262,7 +265,8 @@ impl Command {
             | Self::Jobs(_)
             | Self::Render(_)
             | Self::Token(_)
-            | Self::Audit(_) => true,
+            | Self::Audit(_)
+            | Self::Reload(_) => true,
             Self::Serve(_)
             | Self::Check(_)
             | Self::Dhcp(_)
@@ -276,7 +280,10 @@ impl Command {
             | Self::Demo(_)
             | Self::Lab(_)
             | Self::LabXen(_)
-            | Self::Simulate(_) => false,
+            | Self::Simulate(_)
+            | Self::Store(_)
+            | Self::Completions(_)
+            | Self::Man(_) => false,
         }
     }
 }
@@ -313,12 +320,22 @@ fn load(path: &Path) -> Result<Config, Stop> {
         .map_err(|problems| Stop::new(Ended::Usage, config::problems_report(&problems).trim_end()))
 }
 
-/// The admin socket that the configuration names. Only this key is read, so that who may use the socket needs no
-/// right to read the passwords that the configuration names.
+/// The admin socket that the configuration names.
 fn socket(config: &Path) -> Result<PathBuf, Stop> {
+    place_in(config, "admin", "socket", DEFAULT_SOCKET)
+}
+
+/// `server.state_dir`.
+fn state_dir(config: &Path) -> Result<PathBuf, Stop> {
+    place_in(config, "server", "state_dir", DEFAULT_STATE_DIR)
+}
+
+/// A path that the configuration names. Only this key is read, so that who needs it needs no right to read the passwords
+/// that the configuration names.
+fn place_in(config: &Path, section: &str, key: &str, default: &str) -> Result<PathBuf, Stop> {
     let text = match std::fs::read_to_string(config) {
         Ok(text) => text,
-        Err(_) if config == Path::new(DEFAULT_CONFIG) => return Ok(DEFAULT_SOCKET.into()),
+        Err(_) if config == Path::new(DEFAULT_CONFIG) => return Ok(default.into()),
         Err(error) => {
             return Err(Stop::new(Ended::Usage, format!("cannot read {}: {error}", config.display())));
         }
@@ -326,9 +343,9 @@ fn socket(config: &Path) -> Result<PathBuf, Stop> {
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
         Stop::new(Ended::Usage, format!("{}: {}", config.display(), error.message()))
     })?;
-    let named = table.get("admin").and_then(|admin| admin.get("socket")).and_then(|socket| socket.as_str());
+    let named = table.get(section).and_then(|section| section.get(key)).and_then(|place| place.as_str());
     let folder = config.parent().unwrap_or_else(|| Path::new(""));
-    Ok(named.map_or_else(|| DEFAULT_SOCKET.into(), |socket| folder.join(socket)))
+    Ok(named.map_or_else(|| default.into(), |place| folder.join(place)))
 }
 
 /// Prints a result. A closed stdout (`| head`) ends the printing, not the program.

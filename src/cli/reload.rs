@@ -1,10 +1,8 @@
 //! `bootflip reload`: has the server read its configuration again.
 
-use std::path::Path;
-
 use clap::Args;
 
-use super::{Answer, Ended, link::Link, note, print, print_json, table::table};
+use super::{Answer, Ended, Place, note, print, print_json, table::table};
 use crate::app::reload::Reloaded;
 
 /// Arguments of `reload`.
@@ -18,8 +16,8 @@ pub(super) struct ReloadArgs {
     json: bool,
 }
 
-pub(super) async fn run(args: &ReloadArgs, config: &Path) -> Answer {
-    let link = Link::new(&super::socket(config)?);
+pub(super) async fn run(args: &ReloadArgs, place: &Place<'_>) -> Answer {
+    let link = place.link()?;
     let order = serde_json::json!({ "look": args.plan });
     let reloaded: Reloaded = link.post("/api/v1/reload", &order).await?;
     if args.json {

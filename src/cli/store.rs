@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
-use super::{Answer, Ended, Stop, load, note, print_json, table::fields};
+use super::{Answer, Ended, Stop, note, print_json, state_dir, table::fields};
 use crate::{app, store::sqlite::care};
 
 /// What to do with the database.
@@ -43,7 +43,7 @@ pub(super) fn run(command: &StoreCommand, config: &Path) -> Answer {
 }
 
 fn database(config: &Path) -> Result<PathBuf, Stop> {
-    Ok(load(config)?.state_dir.join(app::DATABASE))
+    Ok(state_dir(config)?.join(app::DATABASE))
 }
 
 fn backup(args: &BackupArgs, config: &Path) -> Answer {

@@ -20,6 +20,9 @@ const FILE_LIMIT: u64 = 4 * 1024 * 1024;
 /// The longest password, in bytes.
 const PASSWORD_LIMIT: u64 = 1024;
 
+/// The folder beside the configuration whose files are named as pools and hold their passwords.
+const CREDENTIALS: &str = "credentials";
+
 /// The largest file of a variable, in bytes.
 const TEXT_LIMIT: u64 = 64 * 1024;
 
@@ -69,9 +72,14 @@ pub fn load_in(path: &Path, surroundings: &Surroundings) -> Result<Config, Probl
     }
     for (pool, file) in parsed.password_files() {
         let credential = || surroundings.credential(pool);
+        // What the unit has as credentials: for who runs `check` or `restore` by hand and may read them.
+        let beside = folder.join(CREDENTIALS).join(pool);
         let read = match file {
             Some(file) => Some(password_file(&folder.join(file))),
-            None => credential().map(|file| password(&file)),
+            None => match credential() {
+                Some(file) => Some(password(&file)),
+                None => beside.exists().then(|| password_file(&beside)),
+            },
         };
         files.passwords.extend(read.map(|read| (pool.to_owned(), read)));
     }

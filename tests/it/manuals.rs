@@ -12,7 +12,8 @@ fn root() -> &'static Path {
 
 fn pages() -> Vec<PathBuf> {
     let docs = std::fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
-    let mut pages: Vec<PathBuf> = docs.filter(|path| path.extension().is_some_and(|end| end == "md")).collect();
+    let mut pages: Vec<PathBuf> =
+        docs.filter(|path| path.extension().is_some_and(|end| end == "md")).collect();
     pages.push(root().join("README.md"));
     pages.sort();
     pages
@@ -49,7 +50,9 @@ fn every_command_in_the_documentation_is_one() {
             let Some(words) = words(&command) else { continue };
             // A command that is only named: `bootflip deploy`.
             if words.len() < 2 {
-                let known = Cli::command().get_subcommands().any(|known| words.first().is_some_and(|word| known.get_name() == word));
+                let known = Cli::command()
+                    .get_subcommands()
+                    .any(|known| words.first().is_some_and(|word| known.get_name() == word));
                 if !known {
                     wrong.push(format!("{}: bootflip {command}: no such command", page.display()));
                 }

@@ -131,7 +131,8 @@ fn alert_rules_pass_promtool_and_name_only_metrics_that_there_are() {
         ["test", "rules", "tests/data/prometheus-alerts-test.yml"],
     ] {
         let output = Command::new(&promtool).args(arguments).current_dir(root()).output().unwrap();
-        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let said =
+            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success() && said.contains("SUCCESS"), "{arguments:?}: {said}");
     }
 }
@@ -167,7 +168,8 @@ async fn reload_takes_over_what_no_job_has_and_tells_the_rest() {
     site.pv_boots.send_replace(false);
     site.serve().await;
     let id = site.deploy("web").await;
-    site.until_job(&id, "starts as PV", |job| job.state == State::Verifying || job.state == State::Starting).await;
+    site.until_job(&id, "starts as PV", |job| job.state == State::Verifying || job.state == State::Starting)
+        .await;
     site.reconfigure(|text| {
         let text = text.replace("[profile.mini]\n", "[profile.mini]\naccept_weak = true\n");
         format!("{text}[limits]\ninstalls_per_pool = 9\n[profile.later]\nbase = \"custom\"\n")
@@ -179,7 +181,11 @@ async fn reload_takes_over_what_no_job_has_and_tells_the_rest() {
     let expected = ["profile.later", "profile.mini.accept_weak", "limits"];
     let planned = site.run(&["reload", "--plan", "--json"]).await.ended(0);
     assert_eq!(keys(&planned), expected, "{}", planned.out);
-    assert_eq!(keys(&site.run(&["reload", "--plan", "--json"]).await.ended(0)), expected, "a plan takes nothing over");
+    assert_eq!(
+        keys(&site.run(&["reload", "--plan", "--json"]).await.ended(0)),
+        expected,
+        "a plan takes nothing over"
+    );
     let shown = site.run(&["reload"]).await.ended(0);
     shown.says("false -> true");
     shown.says("at the next start");
@@ -216,21 +222,25 @@ async fn kept(site: &Site, id: &str) -> Job {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn json_logs_have_one_event_for_each_change_of_state() {
-    let mut site = Site::new(Plan { more: "[log]\nformat = \"json\"\n".to_owned(), ..Plan::of(vec![vm("web", 1)]) });
+    let mut site =
+        Site::new(Plan { more: "[log]\nformat = \"json\"\n".to_owned(), ..Plan::of(vec![vm("web", 1)]) });
     let before = site.truth("web");
     site.serve().await;
     let id = site.deploy("web").await;
     site.until_installed(&id, &before).await;
     let job = site.job(&id).await;
     let log = site.log();
-    let events: Vec<Value> =
-        log.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect();
+    let events: Vec<Value> = log
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+        .collect();
     let advanced: Vec<&Value> = events.iter().filter(|event| event["message"] == "job advanced").collect();
     let to: Vec<&str> = advanced.iter().map(|event| event["to"].as_str().unwrap()).collect();
     let states: Vec<&str> = job.states.iter().skip(1).map(|state| state.name.as_str()).collect();
     assert_eq!(to, states);
     assert!(advanced.iter().all(|event| event["job"] == id.as_str() && event["vm"] == "web"), "{advanced:?}");
-    let transfer = events.iter().find(|event| event["message"] == "boot HTTP" && event["status"] == 200).unwrap();
+    let transfer =
+        events.iter().find(|event| event["message"] == "boot HTTP" && event["status"] == 200).unwrap();
     assert!(transfer["mac"] == "02:16:3e:00:00:01" && transfer["peer"].is_string(), "{transfer}");
 }
 
@@ -266,7 +276,8 @@ async fn database_is_copied_while_the_server_runs_and_a_damaged_one_is_noticed()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_that_ended_long_ago_are_forgotten_and_others_are_not() {
-    let mut site = Site::new(Plan { more: "[store]\nkeep_days = 30\n".to_owned(), ..Plan::of(vec![vm("web", 1)]) });
+    let mut site =
+        Site::new(Plan { more: "[store]\nkeep_days = 30\n".to_owned(), ..Plan::of(vec![vm("web", 1)]) });
     let before = site.truth("web");
     site.serve().await;
     let id = site.deploy("web").await;

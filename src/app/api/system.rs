@@ -70,7 +70,7 @@ pub(super) async fn reload(
     let read = tokio::task::spawn_blocking(move || reload::reload(&asked, order.look)).await;
     let read = read.map_err(|error| Refusal::new(Kind::Internal, error.to_string()))?;
     if !order.look {
-        tracing::info!(asked_by = caller.label(), "configuration read again");
+        tracing::info!(asked_by = caller.label(), taken = read.is_ok(), "configuration read again");
         desk.door.write_down(&[reload::deed(&caller, &read)], desk.clock.now()).await;
     }
     read.map(Json).map_err(|mistakes| Refusal::new(Kind::CannotBe, mistakes.to_string()))
