@@ -242,6 +242,9 @@ packages=$mirror/dists/$suite/main/binary-amd64/Packages
 python3 "$here/mirror.py" debs "$apt/state/lists" "$mirror/pool" >"$packages"
 gzip -9nk "$packages"
 xz -k "$packages"
+# The installer asks this one whether the mirror has its architecture.
+printf '%s\n' "Archive: $suite" "Origin: bootflip lab" "Label: bootflip lab" "Component: main" "Architecture: amd64" \
+    >"$(dirname "$packages")/Release"
 packages=$mirror/dists/$suite/main/debian-installer/binary-amd64/Packages
 python3 "$here/mirror.py" packages "$mirror/pool" "$work/udebs" >"$packages"
 gzip -9nk "$packages"
