@@ -54,6 +54,7 @@ if [ "${BOOTFLIP_FULL:-0}" = 1 ]; then
         group "demo-faults-$seed" target/debug/bootflip demo --faults --seed "$seed"
     done
     group foreign tests/foreign/run.sh
+    group schemathesis tests/api/run.sh
     if [ "$(id -u)" = 0 ]; then
         group lab target/debug/bootflip lab --dir target/lab --vms 2
         group lab-xen-files tests/labxen/prepare.sh target/lab-xen target/lab
