@@ -201,14 +201,11 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
         templates: Arc::clone(&templates),
     };
     let listeners = listeners::bind(&config, &shared).await?;
-    let urls = listeners.urls();
-    let (dhcp, syslog) = (listeners.dhcp_boards(), listeners.syslog_board());
     let addresses = listeners.addresses(&admin);
     write_addresses(&config, &addresses)?;
-    let files = listeners.files();
-    offer.open(urls.clone(), files.clone().map(Ok));
+    offer.open(listeners.urls(), listeners.files().map(Ok));
     tracing::info!(server = %config.server_name, pools = apis.len(), jobs = first.len(), %addresses, "serve");
-    let (known, roster) = (Known::default(), Roster::default());
+    let known = Known::default();
     let desk = Arc::new(Desk {
         config: Arc::clone(&config),
         executor: Arc::clone(&executor),
@@ -216,25 +213,21 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), ServeE
         known: known.clone(),
         gate: gate.clone(),
         templates,
-        files,
-        urls,
+        files: listeners.files(),
+        urls: listeners.urls(),
         clock: Arc::clone(&clock),
-        dhcp,
-        syslog,
-        flight: flight.clone(),
-        roster: roster.clone(),
+        dhcp: listeners.dhcp_boards(),
+        syslog: listeners.syslog_board(),
+        flight,
+        roster: Roster::default(),
         door: Door::new(Accounts::new(Arc::clone(&store))),
-        store: Arc::clone(&store),
+        store,
         stop: stop.clone(),
     });
     let mut parts = Running { tasks: JoinSet::new(), stop };
     parts.listeners(listeners);
     parts.admin(admin, desk);
-    parts.roster(roster, store, flight);
-    for (pool, api) in apis {
-        let (gate, executor, known) = (gate.clone(), Arc::clone(&executor), known.clone());
-        parts.watcher(Watcher { pool, api, gate, executor, wakers: Arc::new(bell.clone()), known });
-    }
+    parts.watchers(apis, &gate, &executor, &bell, &known);
     parts.jobs(executor, clock, rings, first);
     let result = parts.wait(&offer).await;
     log_out(&clients).await;
@@ -295,18 +288,26 @@ impl Running {
 
     fn admin(&mut self, admin: api::Listeners, desk: Arc<Desk>) {
         let stop = self.stop.clone();
+        let (roster, store, flight) = (desk.roster.clone(), Arc::clone(&desk.store), desk.flight.clone());
+        self.spawn("the roster of jobs", roster.follow(store, flight, stop.clone()));
         self.spawn("the admin API", api::serve(admin, desk, stop));
     }
 
-    fn roster(&mut self, roster: Roster, store: Arc<dyn Store>, flight: Flight) {
-        let stop = self.stop.clone();
-        self.spawn("the roster of jobs", roster.follow(store, flight, stop));
-    }
-
-    fn watcher(&mut self, watcher: Watcher) {
-        let name = format!("the watch over pool {}", watcher.pool);
-        let stop = self.stop.clone();
-        self.spawn(&name, watcher.run(stop));
+    fn watchers(
+        &mut self,
+        apis: BTreeMap<String, Api>,
+        gate: &Gate,
+        executor: &Arc<Executor>,
+        bell: &Bell,
+        known: &Known,
+    ) {
+        for (pool, api) in apis {
+            let (gate, executor, known) = (gate.clone(), Arc::clone(executor), known.clone());
+            let name = format!("the watch over pool {pool}");
+            let watcher = Watcher { pool, api, gate, executor, wakers: Arc::new(bell.clone()), known };
+            let stop = self.stop.clone();
+            self.spawn(&name, watcher.run(stop));
+        }
     }
 
     fn jobs(&mut self, executor: Arc<Executor>, clock: Arc<dyn Clock>, rings: Rings, first: Vec<String>) {

@@ -41,6 +41,7 @@ static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
         Err(error) => tracing::error!(%error, "pages keep their blank lines"),
     }
     environment.add_filter("coded", coded);
+    environment.add_filter("query", |text: &str| super::fleet::escaped(text));
     environment.add_global("version", VERSION.as_str());
     environment.add_global("program", env!("CARGO_PKG_VERSION"));
     for (name, text) in TEMPLATES {
