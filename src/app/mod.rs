@@ -238,12 +238,9 @@ async fn open(config: Config, stop: &CancellationToken) -> Result<Opened, ServeE
         templates: Arc::clone(&templates),
     };
     let listeners = listeners::bind(&config, &shared).await?;
-    let urls = listeners.urls();
-    let (dhcp, syslog) = (listeners.dhcp_boards(), listeners.syslog_board());
     let addresses = listeners.addresses(&admin);
     write_addresses(&config, &addresses)?;
-    let files = listeners.files();
-    offer.open(urls.clone(), files.clone().map(Ok));
+    offer.open(listeners.urls(), listeners.files().map(Ok));
     tracing::info!(server = %config.server_name, pools = apis.len(), jobs = first.len(), %addresses, "serve");
     let (known, began) = (Known::default(), clock.now());
     let desk = Arc::new(Desk {
@@ -253,11 +250,11 @@ async fn open(config: Config, stop: &CancellationToken) -> Result<Opened, ServeE
         known,
         gate,
         templates,
-        files,
-        urls,
+        files: listeners.files(),
+        urls: listeners.urls(),
         clock,
-        dhcp,
-        syslog,
+        dhcp: listeners.dhcp_boards(),
+        syslog: listeners.syslog_board(),
         flight,
         roster: Roster::default(),
         door: Door::new(Accounts::new(Arc::clone(&store))),
