@@ -23,7 +23,7 @@ help:
 	@echo "                       ARGS: --quick (2 minutes), --only tftp|http|dhcp|decode"
 	@echo "make fuzz [SECONDS=60] each target of fuzz/ for so long; installs cargo-fuzz; RUNS=N: so many executions instead"
 	@echo "make test              format, clippy, unit and integration tests; a time for each group"
-	@echo "make test-full         make test, ten times as many walks, the demos, foreign XenAPI clients, the labs"
+	@echo "make test-full         make test, ten times as many walks, the demos, foreign XenAPI clients, schemathesis, the labs"
 	@echo "make deb               target/debian/bootflip_*.deb, with manual pages, completions and an SBOM"
 	@echo "make deny              licences, sources and doubles of all dependencies; ADVISORIES=1: known defects too"
 	@echo "make build             target/debug/bootflip"

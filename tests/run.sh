@@ -58,6 +58,7 @@ if [ "${BOOTFLIP_FULL:-0}" = 1 ]; then
     done
     group foreign tests/foreign/run.sh
     group deny make deny
+    group schemathesis tests/api/run.sh
     if [ "$(id -u)" = 0 ]; then
         group packaging tests/packaging/run.sh
         group lab target/debug/bootflip lab --dir target/lab --vms 2

@@ -94,6 +94,10 @@ fn the_defaults_that_the_example_names_are_the_defaults() {
         "mtu",
         "252",
         "clients",
+        "listen",
+        "tls",
+        "tls_cert",
+        "tls_key",
     ];
     let uncomment = |line: &str| {
         let key = line.strip_prefix("# ").and_then(|line| line.split_once(" = ")).map(|(key, _)| key);

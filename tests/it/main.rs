@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::print_stdout)]
 #![allow(clippy::wildcard_enum_match_arm, clippy::needless_range_loop)]
 
+mod api;
 mod boot;
 mod browser;
 mod budget;
