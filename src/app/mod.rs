@@ -238,12 +238,9 @@ async fn open(config: Config, stop: &CancellationToken) -> Result<Opened, ServeE
         templates: Arc::clone(&templates),
     };
     let listeners = listeners::bind(&config, &shared).await?;
-    let urls = listeners.urls();
-    let (dhcp, syslog) = (listeners.dhcp_boards(), listeners.syslog_board());
     let addresses = listeners.addresses(&admin);
     write_addresses(&config, &addresses)?;
-    let files = listeners.files();
-    offer.open(urls.clone(), files.clone().map(Ok));
+    offer.open(listeners.urls(), listeners.files().map(Ok));
     tracing::info!(server = %config.server_name, pools = apis.len(), jobs = first.len(), %addresses, "serve");
     let (known, began) = (Known::default(), clock.now());
     let desk = Arc::new(Desk {
@@ -253,11 +250,11 @@ async fn open(config: Config, stop: &CancellationToken) -> Result<Opened, ServeE
         known,
         gate,
         templates,
-        files,
-        urls,
+        files: listeners.files(),
+        urls: listeners.urls(),
         clock,
-        dhcp,
-        syslog,
+        dhcp: listeners.dhcp_boards(),
+        syslog: listeners.syslog_board(),
         flight,
         roster: Roster::default(),
         door: Door::new(Accounts::new(Arc::clone(&store))),
@@ -277,7 +274,6 @@ impl Opened {
         parts.listeners(listeners);
         parts.beat(Arc::clone(&desk));
         parts.count(&desk, states);
-        parts.roster(&desk);
         parts.admin(admin, Arc::clone(&desk));
         parts.watchers(&desk, &bell);
         parts.jobs(&desk, rings, first);
@@ -350,12 +346,9 @@ impl Running {
 
     fn admin(&mut self, admin: api::Listeners, desk: Arc<Desk>) {
         let stop = self.stop.clone();
+        let (roster, store, flight) = (desk.roster.clone(), Arc::clone(&desk.store), desk.flight.clone());
+        self.spawn("the roster of jobs", roster.follow(store, flight, stop.clone()));
         self.spawn("the admin API", api::serve(admin, desk, stop));
-    }
-
-    fn roster(&mut self, desk: &Desk) {
-        let (store, flight, stop) = (Arc::clone(&desk.store), desk.flight.clone(), self.stop.clone());
-        self.spawn("the roster of jobs", desk.roster.clone().follow(store, flight, stop));
     }
 
     fn beat(&mut self, desk: Arc<Desk>) {

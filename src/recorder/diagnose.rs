@@ -524,8 +524,8 @@ fn silent_installer(view: &View<'_>) -> Option<Finding> {
     if seconds < BETWEEN_STAGES {
         return None;
     }
-    let after =
-        stage.map_or("it fetched its answer file".to_owned(), |stage| format!("stage \"{}\"", stage.name));
+    let after = stage
+        .map_or_else(|| "it fetched its answer file".to_owned(), |stage| format!("stage \"{}\"", stage.name));
     let found = finding(
         Kind::SilentInstaller,
         Weight::Hinders,

@@ -113,7 +113,9 @@ impl Case {
     }
 
     fn sign(self, sign: Sign, seconds: u64) -> Self {
-        self.job(|job| drop(job.signs.insert(sign, at(seconds))))
+        self.job(|job| {
+            job.signs.insert(sign, at(seconds));
+        })
     }
 
     fn packets(mut self, packet: Packet, seconds: &[u64]) -> Self {

@@ -295,7 +295,7 @@ pub(super) fn as_query(filter: &Filter) -> String {
 }
 
 /// RFC 3986 §2.1: everything but unreserved characters by its bytes.
-fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     let piece = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
     text.bytes().map(piece).collect()

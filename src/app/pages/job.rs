@@ -38,6 +38,7 @@ fn live_values(desk: &Desk, job: &Job) -> minijinja::Value {
     // What the recorder has belongs to the VM's newest job.
     let is_newest = desk.roster.newest(&job.vm_uuid).is_none_or(|newest| newest.id == job.id);
     let findings = if is_newest { look(desk, &macs, Some(job), now).findings } else { Vec::new() };
+    let standing = standing(desk, job, &findings, now);
     let findings: Vec<FindingView> = findings.into_iter().map(|finding| shown(finding, now)).collect();
     let transfers = desk.executor.transfers(&job.id);
     let transfers: Vec<_> =
@@ -45,7 +46,7 @@ fn live_values(desk: &Desk, job: &Job) -> minijinja::Value {
     let mut view = views::full(job, now);
     view.log.reverse();
     values! {
-        id => job.id.clone(), uuid => job.vm_uuid.clone(), findings, transfers, view, standing => standing(desk, job, now),
+        id => job.id.clone(), uuid => job.vm_uuid.clone(), findings, transfers, view, standing,
         waits => job.state == State::NeedsOperator,
     }
 }

@@ -96,15 +96,13 @@ pub(super) fn stage(job: &Job) -> String {
 /// The percentage to show: while something is installed, and at the end of it.
 pub(super) fn percent(job: &Job) -> Option<u8> {
     match job.state {
-        State::Booting
-        | State::Installing
-        | State::Restoring
-        | State::Starting
-        | State::Verifying
-        | State::Succeeded => Some(job.percent()),
+        State::Installing | State::Restoring | State::Starting | State::Verifying | State::Succeeded => {
+            Some(job.percent())
+        }
         State::Queued
         | State::Preparing
         | State::Flipping
+        | State::Booting
         | State::Undoing
         | State::NeedsOperator
         | State::Failed

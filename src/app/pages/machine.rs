@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Viewer,
-    look::{FindingView, Look, RecordView, ago, guest, left, look, percent, plain, stage, tone},
+    look::{FindingView, Look, RecordView, ago, first_hold, guest, left, look, percent, plain, stage, tone},
     render::{self, values},
 };
 use crate::{
@@ -26,7 +26,7 @@ use crate::{
     clock::Timestamp,
     machine::MacAddr,
     provision::job::{Job, State},
-    recorder::Source,
+    recorder::{Source, diagnose::Finding},
 };
 
 /// Records on a page; the download has all.
@@ -58,7 +58,8 @@ pub(super) struct Standing {
     attempt: u32,
     reason: Option<String>,
     detail: String,
-    remedy: String,
+    /// What holds it up, where that is known.
+    hold: Option<String>,
     next: String,
     over: bool,
     steps: Vec<Step>,
@@ -115,7 +116,9 @@ fn steps(job: &Job) -> Vec<Step> {
 }
 
 /// How a job stands.
-pub(super) fn standing(desk: &Desk, job: &Job, now: Timestamp) -> Standing {
+pub(super) fn standing(desk: &Desk, job: &Job, findings: &[Finding], now: Timestamp) -> Standing {
+    // Of what has ended the reason counts; of what goes on, what holds it up now.
+    let hold = first_hold(findings).filter(|_| !job.state.is_terminal() && job.state != State::NeedsOperator);
     let last = job.history.last().map_or(job.created, |mark| mark.at);
     let over = job.state.is_terminal() || job.state == State::NeedsOperator;
     let told = job.reason.filter(|_| over || job.state == State::Undoing);
@@ -133,8 +136,12 @@ pub(super) fn standing(desk: &Desk, job: &Job, now: Timestamp) -> Standing {
         attempt: job.attempt,
         reason: told.map(|reason| reason.label().to_owned()),
         detail: views::full(job, now).detail,
-        remedy: told.map(|reason| reason.remedy().to_owned()).unwrap_or_default(),
-        next: views::next_step(job),
+        next: match (hold, told) {
+            (Some(hold), _) => hold.step.clone(),
+            (None, Some(reason)) => reason.remedy().to_owned(),
+            (None, None) => views::next_step(job),
+        },
+        hold: hold.map(|hold| hold.saw.clone()),
         over,
         steps: steps(job),
     }
@@ -149,6 +156,7 @@ fn live_values(desk: &Desk, uuid: &str, source: &str) -> Option<(Option<Arc<Gues
     }
     let macs = guest.as_ref().map(|guest| guest.macs.clone()).unwrap_or_default();
     let Look { records, findings } = look(desk, &macs, job.as_deref(), now);
+    let standing = job.as_deref().map(|job| standing(desk, job, &findings, now));
     let findings: Vec<FindingView> = findings.into_iter().map(|finding| shown(finding, now)).collect();
     let mut counts: Vec<(&str, usize)> = Source::ALL
         .iter()
@@ -163,7 +171,7 @@ fn live_values(desk: &Desk, uuid: &str, source: &str) -> Option<(Option<Arc<Gues
     rows.truncate(SHOWN);
     let values = values! {
         uuid, source, findings, counts, rows, all,
-        standing => job.as_deref().map(|job| standing(desk, job, now)),
+        standing,
         boots => job.as_ref().and_then(|job| job.mac).map(|mac| mac.to_string()),
         power => guest.as_ref().map(|guest| guest.view.power_state.clone()),
         next_boot => guest.as_ref().map(|guest| guest.view.next_boot.clone()),
@@ -172,7 +180,7 @@ fn live_values(desk: &Desk, uuid: &str, source: &str) -> Option<(Option<Arc<Gues
 }
 
 /// A finding, with how long ago it began.
-pub(super) fn shown(finding: crate::recorder::diagnose::Finding, now: Timestamp) -> FindingView {
+pub(super) fn shown(finding: Finding, now: Timestamp) -> FindingView {
     let ago = finding.since.map(|since| ago(since, now));
     FindingView { name: finding.kind.label(), ago, finding }
 }

@@ -6,7 +6,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{Html, IntoResponse, Response},
 };
-use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value, syntax::SyntaxConfig};
+use minijinja::{AutoEscape, Environment, HtmlEscape, UndefinedBehavior, Value, syntax::SyntaxConfig};
 
 use super::assets::VERSION;
 
@@ -40,6 +40,8 @@ static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
         Ok(syntax) => environment.set_syntax(syntax),
         Err(error) => tracing::error!(%error, "pages keep their blank lines"),
     }
+    environment.add_filter("coded", coded);
+    environment.add_filter("query", |text: &str| super::fleet::escaped(text));
     environment.add_global("version", VERSION.as_str());
     environment.add_global("program", env!("CARGO_PKG_VERSION"));
     for (name, text) in TEMPLATES {
@@ -49,6 +51,18 @@ static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
     }
     environment
 });
+
+/// Text with what stands between backticks as code; everything in it is escaped here.
+fn coded(text: &str) -> Value {
+    let mut html = String::new();
+    for (number, piece) in text.split('`').enumerate() {
+        let is_code = number % 2 == 1;
+        html.push_str(if is_code { "<code>" } else { "" });
+        html.push_str(&HtmlEscape(piece).to_string());
+        html.push_str(if is_code { "</code>" } else { "" });
+    }
+    Value::from_safe_string(html)
+}
 
 /// Values for a template: `name => value`, or `name` alone for a variable of that name; `..map` last for what another
 /// map holds beside them. Whatever serializes is a value.
@@ -136,5 +150,7 @@ mod tests {
         let text = text("message.html", values).unwrap();
         assert!(!text.contains("<script>alert") && !text.contains("<img"), "{text}");
         assert!(text.contains("&lt;script&gt;"), "{text}");
+        let code = coded("a <b> `x <i>` y `open").to_string();
+        assert_eq!(code, "a &lt;b&gt; <code>x &lt;i&gt;</code> y <code>open</code>");
     }
 }
