@@ -274,7 +274,6 @@ impl Opened {
         parts.listeners(listeners);
         parts.beat(Arc::clone(&desk));
         parts.count(&desk, states);
-        parts.roster(&desk);
         parts.admin(admin, Arc::clone(&desk));
         parts.watchers(&desk, &bell);
         parts.jobs(&desk, rings, first);
@@ -347,12 +346,9 @@ impl Running {
 
     fn admin(&mut self, admin: api::Listeners, desk: Arc<Desk>) {
         let stop = self.stop.clone();
+        let (roster, store, flight) = (desk.roster.clone(), Arc::clone(&desk.store), desk.flight.clone());
+        self.spawn("the roster of jobs", roster.follow(store, flight, stop.clone()));
         self.spawn("the admin API", api::serve(admin, desk, stop));
-    }
-
-    fn roster(&mut self, desk: &Desk) {
-        let (store, flight, stop) = (Arc::clone(&desk.store), desk.flight.clone(), self.stop.clone());
-        self.spawn("the roster of jobs", desk.roster.clone().follow(store, flight, stop));
     }
 
     fn beat(&mut self, desk: Arc<Desk>) {

@@ -397,13 +397,16 @@ fn signed<T: TryInto<i64>>(count: T) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, Ipv4Addr};
+    use std::{
+        collections::BTreeSet,
+        net::{IpAddr, Ipv4Addr},
+    };
 
     use super::*;
     use crate::boot::sink::Protocol;
 
-    #[test]
-    fn each_event_is_one_more_of_its_kind() {
+    /// After one event of each kind.
+    fn eventful() -> Metrics {
         let metrics = Metrics::new();
         metrics.sign(Sign::Kernel);
         metrics.transfer(&Transfer {
@@ -423,7 +426,12 @@ mod tests {
         let lost: Result<(), _> = Err(CallError::Unreachable { detail: "no route to 10.0.0.1".to_owned() });
         metrics.call("main", Method::VmGetRecord, &lost, Duration::from_millis(3));
         metrics.commit(&Ok(7), Duration::from_millis(3));
-        let text = metrics.render();
+        metrics
+    }
+
+    #[test]
+    fn each_event_is_one_more_of_its_kind() {
+        let text = eventful().render();
         for line in [
             r#"bootflip_boot_signs_total{sign="kernel"} 1"#,
             r#"bootflip_boot_signs_total{sign="dhcp"} 0"#,
@@ -445,6 +453,30 @@ mod tests {
             "what is not of a closed list is no label"
         );
         assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn every_metric_is_documented_with_its_type() {
+        let metrics = eventful();
+        let did = [DhcpDid::Replied("offer"), DhcpDid::Ignored("not_pxe"), DhcpDid::Refused("too_short")];
+        metrics.observe(&Now {
+            pools: vec![("main".to_owned(), true)],
+            dhcp: did.map(|did| (did, 1)).to_vec(),
+            syslog: Some(Counts::default()),
+            ..Now::default()
+        });
+        let text = metrics.render();
+        let told = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).map(|line| {
+            let (name, kind) = line.split_once(' ').unwrap();
+            (format!("{name}{}", if kind == "counter" { "_total" } else { "" }), kind.to_owned())
+        });
+        let documented = include_str!("../../docs/metrics.md").lines().filter_map(|line| {
+            let mut cells = line.strip_prefix("| `bootflip_")?.split(" | ");
+            let name = cells.next()?.trim_end_matches('`');
+            Some((format!("bootflip_{name}"), cells.next()?.to_owned()))
+        });
+        let (told, documented): (BTreeSet<_>, BTreeSet<_>) = (told.collect(), documented.collect());
+        assert_eq!(told, documented);
     }
 
     #[test]

@@ -86,25 +86,6 @@ async fn an_installation_is_counted_at_every_seam() {
     assert_eq!(value(&metrics, "bootflip_provision_transitions_total{state=\"failed\"}"), 0.0);
     let installing = value(&metrics, "bootflip_provision_jobs{state=\"installing\"}");
     assert_eq!(installing, 0.0, "it has ended");
-    is_documented(&metrics);
-}
-
-/// Every metric that there is stands in `docs/metrics.md`, with its type, and no other.
-#[track_caller]
-fn is_documented(metrics: &str) {
-    let told = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")).map(|line| {
-        let (name, kind) = line.split_once(' ').unwrap();
-        let end = if kind == "counter" { "_total" } else { "" };
-        (format!("{name}{end}"), kind.to_owned())
-    });
-    let page = std::fs::read_to_string(root().join("docs/metrics.md")).unwrap();
-    let documented = page.lines().filter_map(|line| {
-        let mut cells = line.strip_prefix("| `bootflip_")?.split(" | ");
-        let name = cells.next()?.trim_end_matches('`');
-        Some((format!("bootflip_{name}"), cells.next()?.to_owned()))
-    });
-    let (told, documented): (BTreeSet<_>, BTreeSet<_>) = (told.collect(), documented.collect());
-    assert_eq!(told, documented);
 }
 
 fn tool(test: &str, path: &str) -> Option<PathBuf> {

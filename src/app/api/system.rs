@@ -51,6 +51,7 @@ pub(super) async fn version() -> Json<Version> {
 
 /// Whether to take over what differs.
 #[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub(super) struct ReloadOrder {
     /// Only tell.
     #[serde(default)]
