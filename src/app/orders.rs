@@ -1,8 +1,6 @@
 //! What the admin API is asked, and what it answers to an order. Plain data, shared with the command line.
 
-use std::num::NonZeroU16;
-
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
 use super::selection::Unresolved;
 use crate::{
@@ -26,13 +24,13 @@ pub struct Order {
     #[serde(default)]
     pub reinstall: bool,
     /// At most this many of them at once.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
     pub max_parallel: Option<u32>,
     /// So many of them go first; the others begin when these have succeeded.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
     pub first: Option<u32>,
     /// After so many failures no more begin.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
     pub stop_after: Option<u32>,
     /// Install, and leave the VMs HVM, booting from their disks.
     #[serde(default)]
@@ -41,7 +39,7 @@ pub struct Order {
     #[serde(default)]
     pub rescue: bool,
     /// Hold a failed VM in HVM boot for debugging, at most this many seconds.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
     pub keep_hvm_seconds: Option<u64>,
     /// The plan was looked at just now: make the jobs without another look (each looks by itself before it begins).
     #[serde(default)]
@@ -49,6 +47,17 @@ pub struct Order {
     /// A plan tells of hosts and files too.
     #[serde(default)]
     pub whole: bool,
+}
+
+/// A whole number, also where it is written `5.0`: for JSON Schema (2020-12 §4.2.3) and JavaScript that is the same.
+fn whole<'de, D: Deserializer<'de>, T: TryFrom<u64>>(from: D) -> Result<Option<T>, D::Error> {
+    let Some(number) = Option::<serde_json::Number>::deserialize(from)? else { return Ok(None) };
+    let whole = number.as_u64().or_else(|| {
+        let float = number.as_f64().filter(|float| float.fract() == 0.0)?;
+        format!("{float:.0}").parse().ok()
+    });
+    let fits = whole.and_then(|whole| T::try_from(whole).ok());
+    fits.map(Some).ok_or_else(|| D::Error::custom(format!("{number} is not a whole number that fits here")))
 }
 
 /// What became of one VM of an order.
@@ -298,8 +307,9 @@ pub struct TokenOrder {
     /// What it may do.
     pub scope: Scope,
     /// For how many days; null: for ever.
-    #[schema(value_type = Option<u16>, minimum = 1)]
-    pub days: Option<NonZeroU16>,
+    #[serde(default, deserialize_with = "whole")]
+    #[schema(minimum = 1)]
+    pub days: Option<u16>,
 }
 
 /// A token, without its text.
@@ -385,4 +395,28 @@ pub struct Health {
     /// What came to the syslog receiver, where it is on.
     #[serde(default)]
     pub syslog: Option<Counts>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whole_numbers_are_taken_however_they_are_written() {
+        for (text, days) in [
+            ("5", Some(Some(5))),
+            ("5.0", Some(Some(5))),
+            ("5e1", Some(Some(50))),
+            ("null", Some(None)),
+            ("5.5", None),
+            ("-1", None),
+            ("65536", None),
+            ("1e300", None),
+            ("\"5\"", None),
+        ] {
+            let order = format!(r#"{{"name": "ci", "scope": "read", "days": {text}}}"#);
+            let read = serde_json::from_str::<TokenOrder>(&order).ok().map(|order| order.days);
+            assert_eq!(read, days, "{text}");
+        }
+    }
 }

@@ -219,7 +219,7 @@ fn workers() -> usize {
 async fn run(cli: Cli) -> Answer {
     let config = cli.config;
     let place = Place { config: &config, remote: &cli.remote };
-    if cli.remote.is_given() && !cli.command.asks_a_server() {
+    if cli.remote.is_explicit() && !cli.command.asks_a_server() {
         let text = "this command works on this machine alone, and not with --server";
         return Err(Stop::new(Ended::Usage, text));
     }

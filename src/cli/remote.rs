@@ -32,7 +32,7 @@ use crate::secret::Secret;
 #[command(next_help_heading = "A server over the network")]
 pub(super) struct RemoteArgs {
     /// Ask this server by its admin listener, such as https://boot.example:8443.
-    #[arg(long, global = true, value_name = "URL", env = "BOOTFLIP_SERVER", requires = "token_file")]
+    #[arg(long, global = true, value_name = "URL", env = SERVER)]
     server: Option<String>,
     /// The file that holds the token (mode 0600).
     #[arg(long, global = true, value_name = "FILE", env = "BOOTFLIP_TOKEN_FILE")]
@@ -46,6 +46,11 @@ impl RemoteArgs {
     /// Whether a server over the network is meant.
     pub(super) const fn is_given(&self) -> bool {
         self.server.is_some()
+    }
+
+    /// Whether the command line names it. (What the environment says does not hold for commands without a server.)
+    pub(super) fn is_explicit(&self) -> bool {
+        self.is_given() && self.server != std::env::var(SERVER).ok()
     }
 
     /// The server that is meant.
@@ -66,6 +71,9 @@ impl RemoteArgs {
         Ok(Some(Remote { authority, connector, token }))
     }
 }
+
+/// The variable that says the same as `--server`.
+const SERVER: &str = "BOOTFLIP_SERVER";
 
 /// Scheme and authority of a server's URL; without TLS only loopback.
 fn endpoint(server: &str) -> Result<(bool, String), String> {

@@ -83,7 +83,7 @@ pub(super) async fn run(command: &TokenCommand, place: &Place<'_>) -> Answer {
 }
 
 async fn add(link: &Link, args: &AddArgs) -> Answer {
-    let days = (!args.forever).then_some(args.days);
+    let days = (!args.forever).then_some(args.days.get());
     let order = TokenOrder { name: args.name.clone(), scope: args.scope, days };
     let made: TokenMade = link.post("/api/v1/tokens", &order).await?;
     if args.json {

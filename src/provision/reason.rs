@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 macro_rules! reasons {
     ($( $variant:ident $label:literal $group:ident $remedy:literal )*) => {
         /// Why a job ended or waits (`jobs show` prints the label and the remedy).
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         pub enum Reason {
             $( #[doc = $remedy] #[serde(rename = $label)] $variant, )*
         }
@@ -32,6 +32,20 @@ macro_rules! reasons {
         }
     };
 }
+
+// By hand: the derive does not see the names that a macro gives to serde.
+impl utoipa::PartialSchema for Reason {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        let labels: Vec<&str> = Self::ALL.iter().map(|reason| reason.label()).collect();
+        utoipa::openapi::ObjectBuilder::new()
+            .schema_type(utoipa::openapi::Type::String)
+            .description(Some("Why a job ended or waits."))
+            .enum_values(Some(labels))
+            .into()
+    }
+}
+
+impl utoipa::ToSchema for Reason {}
 
 #[derive(PartialEq, Eq)]
 enum Group {

@@ -51,6 +51,7 @@ pub(super) struct JobsParams {
     #[param(minimum = 1, maximum = 1000, default = 100)]
     limit: Option<u32>,
     /// `next` of the page before.
+    #[param(pattern = "^([0-9a-f]{2})*$")]
     cursor: Option<String>,
 }
 
@@ -118,7 +119,6 @@ pub(super) async fn plan(
 
 /// Makes the jobs of an order. Makes none when one selector names no VM, or not one alone.
 #[utoipa::path(post, path = "/jobs", tag = "jobs", request_body = Order,
-    params(("Idempotency-Key" = Option<String>, Header, description = "The same request again gets the same answer", max_length = 255)),
     responses((status = 200, description = "What became of each VM", body = OrderAnswer), Problems))]
 pub(super) async fn deploy(
     State(desk): At,
@@ -130,8 +130,7 @@ pub(super) async fn deploy(
 
 /// Ends a job, and puts its VM back.
 #[utoipa::path(post, path = "/jobs/{id}/cancel", tag = "jobs",
-    params(("id" = String, Path, description = "The job's id"),
-        ("Idempotency-Key" = Option<String>, Header, description = "The same request again gets the same answer", max_length = 255)),
+    params(("id" = String, Path, description = "The job's id")),
     responses((status = 200, description = "The job as it is then", body = JobView), Problems))]
 pub(super) async fn cancel(
     State(desk): At,
@@ -143,8 +142,7 @@ pub(super) async fn cancel(
 
 /// Ends a rescue: its VM is stopped and put back.
 #[utoipa::path(post, path = "/jobs/{id}/finish", tag = "jobs",
-    params(("id" = String, Path, description = "The job's id"),
-        ("Idempotency-Key" = Option<String>, Header, description = "The same request again gets the same answer", max_length = 255)),
+    params(("id" = String, Path, description = "The job's id")),
     responses((status = 200, description = "The job as it is then", body = JobView), Problems))]
 pub(super) async fn finish(
     State(desk): At,
@@ -156,8 +154,7 @@ pub(super) async fn finish(
 
 /// Another attempt for a job that failed or was cancelled.
 #[utoipa::path(post, path = "/jobs/{id}/retry", tag = "jobs",
-    params(("id" = String, Path, description = "The job's id"),
-        ("Idempotency-Key" = Option<String>, Header, description = "The same request again gets the same answer", max_length = 255)),
+    params(("id" = String, Path, description = "The job's id")),
     responses((status = 200, description = "The job as it is then", body = JobView), Problems))]
 pub(super) async fn retry(
     State(desk): At,
@@ -169,8 +166,7 @@ pub(super) async fn retry(
 
 /// Settles a job that waits for an operator.
 #[utoipa::path(post, path = "/jobs/{id}/resolve", tag = "jobs", request_body = ResolveOrder,
-    params(("id" = String, Path, description = "The job's id"),
-        ("Idempotency-Key" = Option<String>, Header, description = "The same request again gets the same answer", max_length = 255)),
+    params(("id" = String, Path, description = "The job's id")),
     responses((status = 200, description = "The job as it is then", body = JobView), Problems))]
 pub(super) async fn resolve(
     State(desk): At,

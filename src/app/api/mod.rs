@@ -29,13 +29,17 @@ use axum::{
 };
 use utoipa::{
     Modify, OpenApi,
-    openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme},
+    openapi::{
+        ObjectBuilder, Required, Type,
+        path::{ParameterBuilder, ParameterIn},
+        security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme},
+    },
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub use self::problem::{Kind, Refusal};
 use super::{desk::Desk, metering, orders, pages};
-use crate::access::Scope;
+use crate::access::{Scope, repeats};
 pub use listen::{AdminError, Listeners, bind, probe, serve};
 pub use socket::SocketError;
 
@@ -134,6 +138,28 @@ fn scoped(scope: Scope, router: OpenApiRouter<Arc<Desk>>) -> OpenApiRouter<Arc<D
     router
 }
 
+/// A router whose answers `once` keeps for repeated requests; the document says so, too.
+fn kept(mut router: OpenApiRouter<Arc<Desk>>) -> OpenApiRouter<Arc<Desk>> {
+    let schema = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .min_length(Some(1))
+        .max_length(Some(repeats::KEY_LIMIT))
+        .pattern(Some("^[!-~]+$"));
+    let key = ParameterBuilder::new()
+        .name("Idempotency-Key")
+        .parameter_in(ParameterIn::Header)
+        .required(Required::False)
+        .description(Some("The same request again, by the same caller within a day, gets the same answer"))
+        .schema(Some(schema))
+        .build();
+    for item in router.get_openapi_mut().paths.paths.values_mut() {
+        if let Some(operation) = &mut item.post {
+            operation.parameters.get_or_insert_default().push(key.clone().into());
+        }
+    }
+    router
+}
+
 /// A router of pages whose every route needs this scope. One without routes cannot have a layer.
 fn paged(scope: Scope, router: Router<Arc<Desk>>) -> Router<Arc<Desk>> {
     if router.has_routes() { router.route_layer(middleware::from_fn(check(scope))) } else { router }
@@ -151,7 +177,7 @@ fn check(
 fn api(once: impl FnOnce(OpenApiRouter<Arc<Desk>>) -> OpenApiRouter<Arc<Desk>>) -> OpenApiRouter<Arc<Desk>> {
     let routers = OpenApiRouter::new()
         .merge(scoped(Scope::Read, read()))
-        .merge(scoped(Scope::Operate, once(operate())))
+        .merge(scoped(Scope::Operate, once(kept(operate()))))
         .merge(scoped(Scope::Admin, admin()));
     OpenApiRouter::with_openapi(Document::openapi()).nest(PREFIX, routers)
 }

@@ -47,8 +47,8 @@ pub(super) fn page<T>(
     }
     if let Some(after) = after {
         items.retain(|item| match wanted.order {
-            Order::Up => key(item) > after,
-            Order::Down => key(item) < after,
+            Order::Up => key(item).as_bytes() > after.as_slice(),
+            Order::Down => key(item).as_bytes() < after.as_slice(),
         });
     }
     let more = items.len() > limit;
@@ -65,11 +65,12 @@ pub(super) fn limit(wanted: Option<u32>) -> Result<usize, Refusal> {
     }
 }
 
-fn read_cursor(cursor: &str) -> Result<String, Refusal> {
-    let digit = |at: usize| cursor.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());
-    let bytes: Option<Vec<u8>> = (0..cursor.len()).step_by(2).map(digit).collect();
-    let key = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
-    key.ok_or_else(|| {
+/// The key behind which a page begins. Any hex will do: it only says where.
+fn read_cursor(cursor: &str) -> Result<Vec<u8>, Refusal> {
+    let hex = cursor.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+    let byte = |at: usize| cursor.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());
+    let bytes: Option<Vec<u8>> = (0..cursor.len()).step_by(2).map(byte).collect();
+    bytes.filter(|_| hex).ok_or_else(|| {
         Refusal::new(Kind::InvalidRequest, "cursor is not one that this server gave; begin without one")
     })
 }
@@ -114,7 +115,7 @@ mod tests {
     #[test]
     fn what_is_no_cursor_or_limit_is_refused() {
         for (limit, cursor) in
-            [(Some(0), None), (Some(1001), None), (None, Some("x")), (None, Some("ff")), (None, Some("é"))]
+            [(Some(0), None), (Some(1001), None), (None, Some("x")), (None, Some("+f")), (None, Some("é"))]
         {
             let wanted = Wanted { limit, cursor, order: Order::Up };
             assert!(page(vec![1], wanted, ToString::to_string).is_err(), "{limit:?} {cursor:?}");

@@ -14,7 +14,7 @@ use utoipa::IntoParams;
 use super::{
     input::{Body, Params, Segment},
     page::limit,
-    problem::{Problems, Refusal},
+    problem::{Kind, Problems, Refusal},
 };
 use crate::{
     access::{Caller, audit},
@@ -28,6 +28,9 @@ use crate::{
 type At = State<Arc<Desk>>;
 
 const DAY: u64 = 24 * 3600;
+
+/// The largest number that is asked for: a log of so many entries is centuries away.
+const MOST_NUMBER: u64 = 2_147_483_647;
 
 /// All tokens, without their texts: nobody has those but who was given them.
 #[utoipa::path(get, path = "/tokens", tag = "access",
@@ -46,7 +49,10 @@ pub(super) async fn add(
     caller: Caller,
     Body(order): Body<TokenOrder>,
 ) -> Result<Response, Refusal> {
-    let lasts = order.days.map(|days| Duration::from_secs(u64::from(days.get()) * DAY));
+    if order.days == Some(0) {
+        return Err(Refusal::new(Kind::InvalidRequest, "days is 1 or more, or null"));
+    }
+    let lasts = order.days.map(|days| Duration::from_secs(u64::from(days) * DAY));
     let wanted = Wanted { name: order.name, scope: order.scope, lasts };
     let now = desk.clock.now();
     let (text, record) = desk.door.add_token(&wanted, &caller, now).await?;
@@ -74,7 +80,7 @@ pub(super) async fn revoke(
 #[into_params(parameter_in = Query)]
 pub(super) struct AuditParams {
     /// From this number on; default: the last entries that fit the limit.
-    #[param(minimum = 1)]
+    #[param(minimum = 1, maximum = 2147483647)]
     from: Option<u64>,
     /// At most so many.
     #[param(minimum = 1, maximum = 1000, default = 100)]
@@ -89,6 +95,9 @@ pub(super) async fn audit_log(
     Params(wanted): Params<AuditParams>,
 ) -> Result<Json<AuditPage>, Refusal> {
     let limit = limit(wanted.limit)?;
+    if wanted.from.is_some_and(|from| !(1..=MOST_NUMBER).contains(&from)) {
+        return Err(Refusal::new(Kind::InvalidRequest, "from is the number of an entry"));
+    }
     let accounts = desk.door.accounts();
     let last = accounts.audit_head().await?.number;
     let newest = last.saturating_sub(u64::try_from(limit).unwrap_or(u64::MAX)) + 1;

@@ -165,7 +165,7 @@ async fn bad_bodies_are_problems() {
         ),
         ("/api/v1/jobs", "application/json", b"{\"selectors\": []}".to_vec(), "cannot-be"),
         ("/api/v1/jobs", "text/plain", b"{}".to_vec(), "wrong-type"),
-        ("/api/v1/plans", "application/json", vec![b' '; 2 << 20], "too-large"),
+        ("/api/v1/plans", "application/json", vec![b' '; (1 << 20) + 1], "too-large"),
     ];
     for (path, kind, body, expected) in cases {
         let request = rig.request(Method::POST, path).bearer_auth(&token).header("content-type", kind);
