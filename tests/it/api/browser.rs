@@ -106,7 +106,7 @@ async fn every_answer_says_what_browsers_may_do_with_it() {
         );
         assert!(!policy.contains("unsafe"), "{policy}");
         assert_eq!(header("x-content-type-options"), "nosniff", "{path}");
-        assert_eq!(header("referrer-policy"), "no-referrer", "{path}");
+        assert_eq!(header("referrer-policy"), "same-origin", "{path}");
         if path != "/login" {
             assert_eq!(header("cache-control"), "no-store", "{path}");
         }
