@@ -46,6 +46,8 @@ const ARGUMENTS_LIMIT: usize = 2047;
 const REPORT_SCRIPT: &str = "report.sh.j2";
 /// The template of the iPXE script, where somebody wrote one.
 pub const SCRIPT: &str = "script.ipxe.j2";
+/// What every attempt has beside its answer files: [`PV_READY_SCRIPT`], under this name.
+const PV_READY: &str = "bootflip-pv-ready";
 /// Readies a system for pygrub, and tells whether it is ready (`docs/pv-readiness.md`).
 pub const PV_READY_SCRIPT: &str = include_str!("../../config/guest/pv-ready.sh");
 /// The templates that the program brings along, by name.
@@ -113,6 +115,11 @@ impl Urls {
     /// What all answer files are below of; ends with a slash, as cloud-init wants its seed.
     pub fn seed(&self, armed: &Armed) -> String {
         format!("{}/a/{}/", self.base, armed.render.expose())
+    }
+
+    /// The script that readies a system for pygrub.
+    pub fn pv_ready(&self, armed: &Armed) -> String {
+        self.seed(armed) + PV_READY
     }
 
     /// Where stages are posted, as `<this>/<stage>`.
@@ -196,7 +203,8 @@ impl Templates {
         armed.files.answers().next().map(|file| self.answer_of(file.template, armed, urls)).transpose()
     }
 
-    /// The answer file that is served as `name`; `Ok(None)`: the profile has none of this name.
+    /// The answer file that is served as `name`; `Ok(None)`: the profile has none of this name. Every profile that has
+    /// any has `bootflip-pv-ready`.
     pub fn render_answer_named(
         &self,
         armed: &Armed,
@@ -204,7 +212,11 @@ impl Templates {
         name: &str,
     ) -> Result<Option<String>, RenderError> {
         let found = armed.files.answers().find(|file| file.name == name);
-        found.map(|file| self.answer_of(file.template, armed, urls)).transpose()
+        match found {
+            Some(file) => self.answer_of(file.template, armed, urls).map(Some),
+            None if name == PV_READY && armed.files.answer.is_some() => Ok(Some(PV_READY_SCRIPT.to_owned())),
+            None => Ok(None),
+        }
     }
 
     fn answer_of(&self, template: &str, armed: &Armed, urls: &Urls) -> Result<String, RenderError> {
@@ -331,6 +343,8 @@ struct Facts<'a> {
     file_urls: Vec<String>,
     report_url: String,
     booted_url: String,
+    /// Where `pv_ready_script` can be fetched: debian-installer's reader does not survive a line of that length.
+    pv_ready_url: String,
     /// The shell script that posts a stage (`report.sh.j2`), rendered; only in answer files.
     report_script: Option<String>,
     /// The script that readies the installed system for pygrub; only in answer files.
@@ -404,6 +418,7 @@ impl<'a> Facts<'a> {
             file_urls: armed.files.files.iter().map(|file| urls.file(armed, file)).collect(),
             report_url: urls.report(armed),
             booted_url: urls.booted(armed),
+            pv_ready_url: urls.pv_ready(armed),
             report_script: None,
             pv_ready_script: None,
             boot: None,

@@ -1,10 +1,12 @@
 //! The boot HTTP shell: sockets, accept loop and limits. `server/routes` answers, `server/reply` is what leaves and
-//! the access log, `server/wire` moves files, `server/seats` counts connections, `server/renders` keeps renderings.
+//! the access log, `server/wire` moves files, `server/seats` counts connections, `server/renders` keeps renderings,
+//! `server/lanes` has the threads.
 //!
 //! Invariants: every wait for a client has an end ([`Limits`]); the number of connections is bounded, in all and per
 //! address, and a stalled client never keeps out one that asks; an answer file leaves only after the sink has made its
 //! fetch durable.
 
+mod lanes;
 mod renders;
 mod reply;
 mod routes;
@@ -28,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use self::{
+    lanes::Lanes,
     renders::Renders,
     routes::{Line, Routes},
     seats::{Room, Seats},
@@ -108,6 +111,9 @@ pub enum BindError {
         /// Why.
         source: io::Error,
     },
+    /// No threads to serve with.
+    #[error("cannot start the threads of boot HTTP")]
+    Threads(#[source] io::Error),
     /// The folder of boot files could not be opened.
     #[error(transparent)]
     Root(#[from] OpenRootError),
@@ -117,6 +123,7 @@ pub enum BindError {
 #[derive(Debug)]
 pub struct Server {
     listener: TcpListener,
+    lanes: Lanes,
     address: SocketAddr,
     shared: Shared,
     files: Vouch,
@@ -135,7 +142,8 @@ pub fn bind(config: &HttpConfig, shared: Shared) -> Result<Server, BindError> {
     };
     info!(%address, url = %public, "boot HTTP listens");
     let urls = Urls::new(&public).with_log(shared.log);
-    Ok(Server { listener, address, shared, files, urls, limits: Limits::default() })
+    let lanes = Lanes::open().map_err(BindError::Threads)?;
+    Ok(Server { listener, lanes, address, shared, files, urls, limits: Limits::default() })
 }
 
 fn listen(config: &HttpConfig) -> io::Result<(TcpListener, SocketAddr)> {
@@ -195,7 +203,8 @@ impl Server {
                         Some(seat) => {
                             let line = Line { peer: peer.ip(), seat: Arc::new(seat), outlet: Outlet::default() };
                             let routes = Arc::clone(&routes);
-                            connections.spawn(connection(stream, line, routes, limits, stop.clone()));
+                            let connection = connection(stream.into_std(), line, routes, limits, stop.clone());
+                            self.lanes.spawn(&mut connections, connection);
                         }
                         None => debug!(%peer, "too many connections"),
                     },
@@ -215,13 +224,18 @@ impl Server {
 }
 
 async fn connection(
-    stream: TcpStream,
+    stream: io::Result<std::net::TcpStream>,
     line: Line,
     routes: Arc<Routes>,
     limits: Limits,
     stop: CancellationToken,
 ) {
     let (peer, leave) = (line.peer, line.seat.leave());
+    // The lane's own events from here on.
+    let stream = match stream.and_then(TcpStream::from_std) {
+        Ok(stream) => stream,
+        Err(error) => return warn!(%peer, %error, "boot HTTP cannot take the connection"),
+    };
     // Without no-delay the end of a small answer waits for the client's acknowledgement of its head.
     let set = stream.set_nodelay(true);
     let set = set.and_then(|()| SockRef::from(&stream).set_tcp_user_timeout(Some(limits.send_stall)));

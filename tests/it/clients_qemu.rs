@@ -28,9 +28,9 @@ use tokio::{
 use crate::common::programs::{missing, skip};
 
 /// Longer than any boot seen on two loaded cores, three times over.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(360);
 /// For one text on the console: less, so that it is this that is told.
-const CONSOLE_PATIENCE: Duration = Duration::from_secs(120);
+const CONSOLE_PATIENCE: Duration = Duration::from_secs(300);
 /// What the kernel prints first, and then its arguments.
 const KERNEL: &str = "Linux version ";
 const ARGUMENTS: &str = "Command line: ";

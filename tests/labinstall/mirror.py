@@ -122,7 +122,7 @@ def main(command, *arguments):
         dists = f"{folder}/dists/{suite}"
         print(f"Origin: bootflip lab\nLabel: bootflip lab\nSuite: stable\nCodename: {suite}\nVersion: 13")
         now = subprocess.run(["date", "-u", "-R"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
-        print(f"Date: {now}\nArchitectures: all amd64\nComponents: main\nDescription: the packages of one installation")
+        print(f"Date: {now}\nArchitectures: amd64\nComponents: main\nDescription: the packages of one installation")
         print("SHA256:")
         for path in sorted(glob.glob(f"{dists}/**/Packages*", recursive=True)):
             with open(path, "rb") as file:

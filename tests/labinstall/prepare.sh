@@ -242,6 +242,9 @@ packages=$mirror/dists/$suite/main/binary-amd64/Packages
 python3 "$here/mirror.py" debs "$apt/state/lists" "$mirror/pool" >"$packages"
 gzip -9nk "$packages"
 xz -k "$packages"
+# The installer asks this one whether the mirror has its architecture.
+printf '%s\n' "Archive: $suite" "Origin: bootflip lab" "Label: bootflip lab" "Component: main" "Architecture: amd64" \
+    >"$(dirname "$packages")/Release"
 packages=$mirror/dists/$suite/main/debian-installer/binary-amd64/Packages
 python3 "$here/mirror.py" packages "$mirror/pool" "$work/udebs" >"$packages"
 gzip -9nk "$packages"
@@ -257,10 +260,12 @@ gpg --batch --quiet --export >"$work/key.gpg"
 gpgconf --kill gpg-agent 2>/dev/null || true
 base64 -w 0 "$work/key.gpg" >"$out/key"
 
-# The mirror is tried before any installation: debootstrap on this machine, then apt in what it made.
+# The mirror is tried before any installation: the installer's own debootstrap on this machine, then apt in what it made.
 say "trying the mirror with debootstrap and apt"
-rm -rf "$work/tried"
-debootstrap --resolve-deps --components=main --keyring="$work/key.gpg" "$suite" "$work/tried" "file://$mirror" \
+rm -rf "$work/tried" "$work/debootstrap"
+dpkg-deb -x "$mirror"/pool/debootstrap-udeb_*_all.udeb "$work/debootstrap"
+DEBOOTSTRAP_DIR=$work/debootstrap/usr/share/debootstrap \
+    sh "$work/debootstrap/usr/sbin/debootstrap" --resolve-deps --components=main --keyring="$work/key.gpg" "$suite" "$work/tried" "file://$mirror" \
     >"$work/debootstrap.log" 2>&1 || { tail -n 20 "$work/debootstrap.log" >&2; give_up "debootstrap does not like the mirror"; }
 cp "$work/key.gpg" "$work/tried/etc/apt/trusted.gpg.d/lab.gpg"
 echo "deb file:/mnt $suite main" >"$work/tried/etc/apt/sources.list"
@@ -269,6 +274,6 @@ unshare -m sh -ec 'mount --bind "$1" "$2/mnt"; shift; root=$1; shift
     chroot "$root" apt-get -q update
     chroot "$root" apt-get -q -s install "$@"' try "$mirror" "$work/tried" $system >"$work/apt.log" 2>&1 ||
     { tail -n 20 "$work/apt.log" >&2; give_up "apt does not like the mirror"; }
-rm -rf "$work/tried" "$work/initrd" "$work/built" "$work/fetched" "$apt/cache" "$GNUPGHOME"
+rm -rf "$work/tried" "$work/debootstrap" "$work/initrd" "$work/built" "$work/fetched" "$apt/cache" "$GNUPGHOME"
 : >"$out/complete"
 say "$out is complete: $installer $(cat "$out/www/version"), $(find "$mirror/pool" -type f | wc -l) packages, $(du -sh "$mirror" | cut -f 1)"

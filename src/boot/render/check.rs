@@ -122,7 +122,7 @@ impl Kind {
 }
 
 /// The facts of every template, with what each has; nothing: it is a value itself.
-const FACTS: [(&str, &[&str]); 15] = [
+const FACTS: [(&str, &[&str]); 16] = [
     ("machine", &["name", "mac", "uuid"]),
     ("disk", &["userdevice", "position", "letter", "size"]),
     ("vars", &[]),
@@ -135,6 +135,7 @@ const FACTS: [(&str, &[&str]); 15] = [
     ("file_urls", &[]),
     ("report_url", &[]),
     ("booted_url", &[]),
+    ("pv_ready_url", &[]),
     ("report_script", &[]),
     ("pv_ready_script", &[]),
     ("boot", &["kernel_url", "initrd_urls", "args", "modern"]),

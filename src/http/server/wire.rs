@@ -29,7 +29,7 @@ use tokio::{
 };
 
 /// Bytes of a file that are queued at once: what is read ahead for a client, and the longest single sendfile.
-pub(super) const WINDOW: usize = 1 << 20;
+pub(super) const WINDOW: usize = 4 << 20;
 /// What stands in hyper's queue for bytes of a file. Zeroes that are never read, and take no memory.
 static PLACEHOLDER: [u8; WINDOW] = [0; WINDOW];
 

@@ -124,7 +124,9 @@ impl Machine {
             }
         }
         let disk = self.first_disk().unwrap_or_else(|| Path::new("/dev/null"));
-        Ok(pygrub::run(lab, disk, &boot).await?)
+        let extracted = pygrub::run(lab, disk, &boot).await?;
+        pygrub::unpack(&extracted.kernel).await?;
+        Ok(extracted)
     }
 
     /// Starts the machine as HVM, by its firmware; `start` numbers the console.

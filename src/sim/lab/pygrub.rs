@@ -4,9 +4,13 @@
 //! reads the raw image, prints three lines and leaves kernel and initrd in the folder it was given.
 
 use std::{
+    fs::File,
+    io::{self, Read},
     path::{Path, PathBuf},
     process::Stdio,
 };
+
+use flate2::read::MultiGzDecoder;
 
 use tokio::process::Command;
 
@@ -38,7 +42,15 @@ pub enum PygrubError {
         /// The image.
         disk: PathBuf,
         /// Why.
-        source: std::io::Error,
+        source: io::Error,
+    },
+    /// What it took could not be unpacked.
+    #[error("cannot unpack {kernel}")]
+    Unpack {
+        /// The kernel.
+        kernel: PathBuf,
+        /// Why.
+        source: io::Error,
     },
 }
 
@@ -63,6 +75,27 @@ pub async fn run(lab: &Lab, disk: &Path, folder: &Path) -> Result<Extracted, Pyg
             Err(PygrubError::Refused { words: last_words(&String::from_utf8_lossy(&output.stderr)) })
         }
     }
+}
+
+/// Unpacks a kernel that is packed as a whole (readiness keeps some so for old releases of Xen): Xen's domain builder
+/// does that, QEMU boots only what is in there.
+pub async fn unpack(kernel: &Path) -> Result<(), PygrubError> {
+    let path = kernel.to_owned();
+    let work = tokio::task::spawn_blocking(move || unpack_now(&path)).await;
+    let unpacked = work.map_err(io::Error::other).flatten();
+    unpacked.map_err(|source| PygrubError::Unpack { kernel: kernel.to_owned(), source })
+}
+
+fn unpack_now(kernel: &Path) -> io::Result<()> {
+    let mut magic = [0; 2];
+    let mut packed = File::open(kernel)?;
+    packed.read_exact(&mut magic)?;
+    if magic != [0x1f, 0x8b] {
+        return Ok(());
+    }
+    let half = kernel.with_extension("unpacked");
+    io::copy(&mut MultiGzDecoder::new(File::open(kernel)?), &mut File::create(&half)?)?;
+    std::fs::rename(half, kernel)
 }
 
 /// Reads `--output-format=simple`: a line each of `kernel PATH`, `ramdisk PATH` (may be missing) and `args TEXT`.
@@ -97,6 +130,23 @@ mod tests {
         assert_eq!(parse(printed), Some(expected));
         assert_eq!(parse("kernel /k\n").map(|e| (e.initrd, e.args)), Some((None, String::new())));
         assert_eq!(parse("ramdisk /x\nargs y\n"), None);
+    }
+
+    #[test]
+    fn a_kernel_that_is_packed_whole_is_unpacked_and_any_other_left_alone() {
+        use std::io::Write as _;
+        let folder = tempfile::tempdir().unwrap();
+        let kernel = folder.path().join("boot_kernel.x");
+        for written in [&b"MZ\x1f\x8b a bzImage"[..], b"\x7fELF"] {
+            std::fs::write(&kernel, written).unwrap();
+            unpack_now(&kernel).unwrap();
+            assert_eq!(std::fs::read(&kernel).unwrap(), written);
+        }
+        let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        packer.write_all(b"\x7fELF the kernel").unwrap();
+        std::fs::write(&kernel, packer.finish().unwrap()).unwrap();
+        unpack_now(&kernel).unwrap();
+        assert_eq!(std::fs::read(&kernel).unwrap(), b"\x7fELF the kernel");
     }
 
     #[test]

@@ -19,7 +19,7 @@ fn lint_names_file_line_and_what_of_five_broken_templates() {
         &[
             "1: no profile has a variable `hostnme`; did you mean `hostname`?",
             "3: there is no `proxy`; known: machine, disk, vars, profile, pool, server, log, answer_url, seed_url, \
-             file_urls, report_url, booted_url, report_script, pv_ready_script, boot",
+             file_urls, report_url, booted_url, pv_ready_url, report_script, pv_ready_script, boot",
         ],
         &["2: there is no template `boted.sh.j2`", "3: there is no filter `shellquote`"],
         &[

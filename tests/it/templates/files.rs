@@ -86,7 +86,6 @@ fn late_is_whole(writers: &[&str], told: bool) {
         assert!(late.lines().any(|found| found == line), "{line}:\n{late}");
     }
     assert!(late.contains("bootflip-pv-ready --xen '4.13' --output"), "{late}");
-    assert!(script("pv-ready").contains("--xen VERSION"));
     let booted = written(&target, "/usr/local/sbin/bootflip-booted");
     shell_accepts(&booted);
     assert!(booted.contains("http://10.1.0.2:8080/r/BOOTED/booted"), "{booted}");
@@ -95,7 +94,7 @@ fn late_is_whole(writers: &[&str], told: bool) {
     assert_eq!(target.contains("usermod -p '$6$salt$hash' alice"), told);
     assert_eq!(target.contains("usermod -p '$6$salt$hash' root"), told);
     assert_eq!(
-        target.contains(r"'ssh-ed25519 AAAA it'\''s me' 'ssh-rsa BBBB you' | keys /home/alice alice"),
+        target.contains("'ssh-ed25519 AAAA it'\\''s me' \\\n  'ssh-rsa BBBB you' | keys /home/alice alice"),
         told
     );
     assert_eq!(target.contains(r#"sh -ec 'echo "it'\''s done" > /etc/motd'"#), told);
@@ -127,6 +126,19 @@ fn a_preseed_is_read_by_debconf_and_its_scripts_by_shells() {
         shell_accepts(late);
         let is_told = served.armed.variables["timezone"] == "Europe/Berlin";
         late_is_whole(&[early, late], is_told);
+        // Fetched: a line as long as that one ends debian-installer's reader.
+        let fetch = written(early, "/tmp/bootflip-fetch.sh");
+        shell_accepts(&fetch);
+        assert!(
+            fetch.contains("-O /tmp/bootflip-pv-ready.sh http://10.1.0.2:8080/a/RENDER/bootflip-pv-ready"),
+            "{fetch}"
+        );
+        assert!(served.file("bootflip-pv-ready").contains("--xen VERSION"));
+        // That reader takes a line for a pattern, and each slash in it for a folder that it keeps on its stack of 8 MiB.
+        let stack = text.lines().map(|line| line.matches('/').count() * line.len()).max();
+        assert!(stack < Some(2 << 20), "{stack:?}");
+        let root = value(&lines, "d-i passwd/root-password-crypted password");
+        assert_ne!(root, "!", "which the installer takes for no answer, and asks");
         assert_eq!(value(&lines, "d-i debian-installer/exit/poweroff boolean"), "true");
         assert_eq!(value(&lines, "d-i time/zone string"), if is_told { "Europe/Berlin" } else { "Etc/UTC" });
     }
