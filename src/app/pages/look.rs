@@ -113,9 +113,9 @@ pub(super) fn percent(job: &Job) -> Option<u8> {
 /// A time left, in words.
 pub(super) fn left(left: Duration) -> String {
     match left.as_secs() {
-        0 => "any moment".to_owned(),
-        1..60 => "less than a minute".to_owned(),
-        seconds => format!("about {}", span(seconds * 1000)),
+        0 => "any moment now".to_owned(),
+        1..60 => "less than a minute left".to_owned(),
+        seconds => format!("about {} left", span(seconds * 1000)),
     }
 }
 
@@ -221,7 +221,7 @@ mod tests {
         assert_eq!(ago(at(0), at(3_000)), "just now");
         assert_eq!(ago(at(0), at(90_000)), "90 s ago");
         assert_eq!(ago(at(0), at(600_000)), "10 min ago");
-        let cases = [(0, "any moment"), (30, "less than a minute"), (240, "about 4 min")];
+        let cases = [(0, "any moment now"), (30, "less than a minute left"), (240, "about 4 min left")];
         for (seconds, words) in cases {
             assert_eq!(left(Duration::from_secs(seconds)), words);
         }
