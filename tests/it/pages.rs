@@ -162,7 +162,7 @@ async fn nothing_is_done_before_its_plan_is_confirmed() {
     plan.has(&["Cancel the jobs of 1 of 2 VMs", "The VM is switched off", "It has no job."]);
     let done = ask(&site, "POST", "/orders", Some(&format!("vm={stuck}&action=cancel"))).await;
     done.has(&["1 of 1 cancelled"]);
-    until(&site, &path, "Cancelled").await;
+    until(&site, &path, ">Cancelled</span>").await;
     let put_back = site.truth("stuck");
     assert!(put_back.claim.is_none() && put_back.domain.is_none(), "{put_back:?}");
     assert_eq!(site.truth("idle").hvm_starts, 0);
