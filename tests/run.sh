@@ -36,7 +36,7 @@ fi
 if [ "$(id -u)" = 0 ] && [ -x tests/net/prepare.sh ]; then
     group net-programs tests/net/prepare.sh
 fi
-if command -v apt-get >/dev/null; then
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     group metrics-programs tests/metrics/prepare.sh target/promtool
 fi
 if command -v python3 >/dev/null; then

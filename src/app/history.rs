@@ -14,12 +14,8 @@ const PAUSE: Duration = Duration::from_secs(3600);
 pub async fn keep(desk: Arc<Desk>, stop: CancellationToken) {
     while !stop.is_cancelled() {
         if let Some(kept) = desk.config.now().keep {
-            let now = desk.clock.now();
-            forget(
-                &desk,
-                Timestamp::from_millis(0) + now.since(Timestamp::from_millis(0)).saturating_sub(kept),
-            )
-            .await;
+            let kept = u64::try_from(kept.as_millis()).unwrap_or(u64::MAX);
+            forget(&desk, Timestamp::from_millis(desk.clock.now().millis().saturating_sub(kept))).await;
         }
         stop.run_until_cancelled(tokio::time::sleep(PAUSE)).await;
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 
 use super::{Answer, Ended, Stop, note, print_json, state_dir, table::fields};
-use crate::{app, store::sqlite::care};
+use crate::{app, provision::Job, store::sqlite::care};
 
 /// What to do with the database.
 #[derive(Debug, Subcommand)]
@@ -55,12 +55,19 @@ fn backup(args: &BackupArgs, config: &Path) -> Answer {
     Ok(Ended::Done)
 }
 
+/// Jobs must parse.
+fn judge(key: &str, value: &[u8]) -> Option<String> {
+    let job = key.strip_prefix("jobs/")?;
+    let error = serde_json::from_slice::<Job>(value).err()?;
+    Some(format!("job {job} cannot be read: {error}; its VM: `bootflip restore`"))
+}
+
 fn check(args: &CheckArgs, config: &Path) -> Answer {
     let file = match &args.file {
         Some(file) => file.clone(),
         None => database(config)?,
     };
-    let found = care::check(&file).map_err(|error| Stop::failed(&error))?;
+    let found = care::check(&file, judge).map_err(|error| Stop::failed(&error))?;
     if args.json {
         print_json(&found);
     } else {

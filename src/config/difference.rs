@@ -142,8 +142,9 @@ fn variables(
 }
 
 fn declared(old: &Config, new: &Config) -> Vec<Difference> {
-    let names = old.declared.keys().chain(new.declared.keys()).collect::<BTreeSet<_>>();
-    let differs = names.into_iter().filter(|name| {
+    // A profile that is new or gone is told as a whole.
+    let names = old.profiles.keys().filter(|name| new.profiles.contains_key(*name));
+    let differs = names.filter(|name| {
         let [was, is] = both(&old.declared.get(*name), &new.declared.get(*name));
         was != is
     });

@@ -272,7 +272,7 @@ async fn jobs_that_ended_long_ago_are_forgotten_and_others_are_not() {
         let left: BTreeSet<String> =
             jobs.as_array().unwrap().iter().map(|job| job["id"].as_str().unwrap().to_owned()).collect();
         if left.len() == 2 {
-            assert!(left.contains(&id) && left.contains(&old.waiting), "{left:?}");
+            assert!(left.contains(&id) && left.contains(&old.unsettled), "{left:?}");
             break;
         }
         assert!(begun.elapsed() < LONG, "{left:?}\n{}", site.log());
@@ -283,8 +283,8 @@ async fn jobs_that_ended_long_ago_are_forgotten_and_others_are_not() {
 
 /// Jobs of forty days ago in the database of a server that is down.
 struct Old {
-    /// Of those that ended: one that waits for a person.
-    waiting: String,
+    /// Of those that ended: one that is not settled.
+    unsettled: String,
 }
 
 async fn old_jobs(site: &Site, id: &str) -> Old {
@@ -292,17 +292,24 @@ async fn old_jobs(site: &Site, id: &str) -> Old {
     let entry = store.get(&format!("jobs/{id}")).await.unwrap().unwrap();
     let job: Value = serde_json::from_slice(&entry.value).unwrap();
     let mut batch = Batch::new();
-    for (name, state) in [("old-1", "Succeeded"), ("old-2", "Failed"), ("old-3", "NeedsOperator")] {
+    // The third is still to be looked at: the pool may have an older database.
+    let later = job["created"].as_u64().unwrap() + 3600 * 1000;
+    for (name, state, settle) in [
+        ("old-1", "Succeeded", json!(null)),
+        ("old-2", "Failed", json!(null)),
+        ("old-3", "Succeeded", json!(later)),
+    ] {
         let mut old = job.clone();
         old["id"] = json!(name);
         old["state"] = json!(state);
+        old["settle_at"] = settle;
         for mark in old["history"].as_array_mut().unwrap() {
             mark["at"] = json!(mark["at"].as_u64().unwrap() - 40 * 24 * 3600 * 1000);
         }
         batch = batch.put(format!("jobs/{name}"), old.to_string());
     }
     store.commit(batch).await.unwrap();
-    Old { waiting: "old-3".to_owned() }
+    Old { unsettled: "old-3".to_owned() }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use rusqlite::Connection;
 use serde::Serialize;
 
 use super::{OpenError, revision, schema};
-use crate::{provision::Job, store::Revision};
+use crate::store::Revision;
 
 /// Why there is no copy. What was there is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -77,15 +77,18 @@ pub fn backup(database: &Path, to: &Path) -> Result<u64, BackupError> {
     Ok(file.metadata().map_err(target)?.len())
 }
 
-/// Looks whether a database is whole: its pages, its mark, and every job.
+/// What is wrong with an entry of this key and value, for who knows what it should hold.
+pub type Judge = fn(&str, &[u8]) -> Option<String>;
+
+/// Looks whether a database is whole: its pages, its mark, and each entry by `judge`.
 ///
 /// # Errors
 /// It cannot be opened, or is not bootflip's.
-pub fn check(database: &Path) -> Result<Found, OpenError> {
+pub fn check(database: &Path, judge: Judge) -> Result<Found, OpenError> {
     let connection = schema::open_to_look(database)?;
     let failed = |source| OpenError::Database { path: database.to_owned(), source };
     let mut found = Found::default();
-    match read(&connection, &mut found) {
+    match read(&connection, judge, &mut found) {
         Ok(()) => Ok(found),
         // A page that cannot be read ends the look: that is what was looked for.
         Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseCorrupt) => {
@@ -96,7 +99,7 @@ pub fn check(database: &Path) -> Result<Found, OpenError> {
     }
 }
 
-fn read(connection: &Connection, found: &mut Found) -> rusqlite::Result<()> {
+fn read(connection: &Connection, judge: Judge, found: &mut Found) -> rusqlite::Result<()> {
     let meta = |name: &str| {
         connection.query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| row.get::<_, i64>(0))
     };
@@ -116,11 +119,7 @@ fn read(connection: &Connection, found: &mut Found) -> rusqlite::Result<()> {
         let (key, value): (String, Vec<u8>) = (row.get(0)?, row.get(1)?);
         let kind = key.split('/').next().unwrap_or(&key).to_owned();
         *found.entries.entry(kind).or_insert(0) += 1;
-        if let Some(job) = key.strip_prefix("jobs/")
-            && let Err(error) = serde_json::from_slice::<Job>(&value)
-        {
-            found.problems.push(format!("job {job} cannot be read: {error}; its VM: `bootflip restore`"));
-        }
+        found.problems.extend(judge(&key, &value));
         if revision(row.get(2)?) > found.revision {
             found.problems.push(format!("{key} is newer than the last commit"));
         }

@@ -87,6 +87,9 @@ pub(super) fn open_to_look(path: &Path) -> Result<Connection, OpenError> {
         Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::NotADatabase) => {
             Err(OpenError::Foreign { path: path.to_owned() })
         }
+        Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseCorrupt) => {
+            Err(OpenError::Damaged { path: path.to_owned(), detail: error.to_string() })
+        }
         Err(source) => Err(failed(source)),
     }
 }
