@@ -305,13 +305,15 @@ fn pools(
     clients.iter().filter_map(access).collect()
 }
 
-/// Where the server listens, for tests and for who set port 0: `bound.json` in the state folder.
-fn write_addresses(config: &Config, addresses: &serde_json::Value) -> Result<(), ServeError> {
+/// Where the server listens, for tests and for who set port 0: `bound.json` in the state folder; and in the log.
+fn announce(config: &Config, addresses: &serde_json::Value, jobs: usize) -> Result<(), ServeError> {
     let path = config.state_dir.join("bound.json");
     let half = path.with_extension("new");
     let written =
         std::fs::write(&half, format!("{addresses}\n")).and_then(|()| std::fs::rename(&half, &path));
-    written.map_err(|source| ServeError::Addresses { path, source })
+    written.map_err(|source| ServeError::Addresses { path, source })?;
+    tracing::info!(server = %config.server_name, pools = config.pools.len(), jobs, %addresses, "serve");
+    Ok(())
 }
 
 /// Ends the sessions: the pools limit them. What they do not get back in time they forget by themselves.

@@ -308,7 +308,7 @@ pub struct TokenOrder {
     pub scope: Scope,
     /// For how many days; null: for ever.
     #[serde(default, deserialize_with = "whole")]
-    #[schema(minimum = 1)]
+    #[schema(minimum = 1, maximum = 65535)]
     pub days: Option<u16>,
 }
 

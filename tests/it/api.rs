@@ -50,6 +50,7 @@ impl Rig {
         site.reconfigure(|text| text.replace("[admin]\n", "[admin]\nlisten = \"127.0.0.1:0\"\n"));
         site.serve().await;
         let url = format!("http://{}", bound(&site)["remote"]["address"].as_str().unwrap());
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let client = reqwest::Client::builder()
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
