@@ -238,10 +238,8 @@ async fn open(config: Config, stop: &CancellationToken) -> Result<Opened, ServeE
         templates: Arc::clone(&templates),
     };
     let listeners = listeners::bind(&config, &shared).await?;
-    let addresses = listeners.addresses(&admin);
-    write_addresses(&config, &addresses)?;
+    announce(&config, &listeners.addresses(&admin), first.len())?;
     offer.open(listeners.urls(), listeners.files().map(Ok));
-    tracing::info!(server = %config.server_name, pools = apis.len(), jobs = first.len(), %addresses, "serve");
     let (known, began) = (Known::default(), clock.now());
     let desk = Arc::new(Desk {
         config: Live::new(config),
