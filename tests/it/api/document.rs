@@ -30,7 +30,7 @@ fn every_operation_says_its_scope_its_words_and_its_refusals() {
             operations += 1;
             let scopes = operation["security"][0]["token"].as_array().unwrap();
             assert!(scopes.len() == 1, "{method} {path}: {scopes:?}");
-            let about = operation["summary"].as_str().or(operation["description"].as_str());
+            let about = operation["summary"].as_str().or_else(|| operation["description"].as_str());
             assert!(about.is_some(), "{method} {path} says nothing of itself");
             let refusal = &operation["responses"]["default"]["content"]["application/problem+json"];
             assert_eq!(refusal["schema"]["$ref"], "#/components/schemas/Problem", "{method} {path}");
