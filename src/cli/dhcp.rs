@@ -21,7 +21,7 @@ pub(super) enum DhcpCommand {
 #[derive(Debug, Args)]
 pub(super) struct SnippetArgs {
     /// For which server.
-    #[arg(value_enum)]
+    #[arg(id = "kind", value_enum)] // `server` is the option --server of every command
     server: Option<Kind>,
     /// For which interface's loaders, where several are off; default: the first.
     #[arg(long, value_name = "DEVICE")]

@@ -175,10 +175,10 @@ async fn reload_takes_over_what_no_job_has_and_tells_the_rest() {
     site.run(&["deploy", "db", "--profile", "later", "--yes", "--plan", "--json"]).await.says("\"later\"");
     let kept = kept(&site, &id).await;
     assert!(!kept.profile.accept_weak, "a job under way keeps its profile");
-    site.reconfigure(|text| text.replace("accept_weak = true", "accept_weak = maybe"));
+    site.reconfigure(|text| text.replace("accept_weak = true", "accept_weak = \"maybe\""));
     site.run(&["reload"]).await.ended(2).says("nothing was taken over");
     site.run(&["deploy", "db", "--profile", "later", "--yes", "--plan", "--json"]).await.says("\"later\"");
-    site.reconfigure(|text| text.replace("accept_weak = maybe", "accept_weak = false"));
+    site.reconfigure(|text| text.replace("accept_weak = \"maybe\"", "accept_weak = false"));
     nix::sys::signal::kill(
         nix::unistd::Pid::from_raw(i32::try_from(site.pid()).unwrap()),
         nix::sys::signal::Signal::SIGHUP,
