@@ -51,7 +51,7 @@ const PV_READY: &str = "bootflip-pv-ready";
 /// Readies a system for pygrub, and tells whether it is ready (`docs/pv-readiness.md`).
 pub const PV_READY_SCRIPT: &str = include_str!("../../config/guest/pv-ready.sh");
 /// The templates that the program brings along, by name.
-const EMBEDDED: [(&str, &str); 12] = [
+const EMBEDDED: [(&str, &str); 13] = [
     ("preseed.j2", include_str!("../../config/templates/preseed.j2")),
     ("user-data.j2", include_str!("../../config/templates/user-data.j2")),
     ("meta-data.j2", include_str!("../../config/templates/meta-data.j2")),
@@ -60,6 +60,7 @@ const EMBEDDED: [(&str, &str); 12] = [
     ("mini.j2", include_str!("../../config/templates/mini.j2")),
     ("macros.j2", include_str!("../../config/templates/macros.j2")),
     ("disk.sh.j2", include_str!("../../config/templates/disk.sh.j2")),
+    ("give-up.sh.j2", include_str!("../../config/templates/give-up.sh.j2")),
     ("late.sh.j2", include_str!("../../config/templates/late.sh.j2")),
     ("target.sh.j2", include_str!("../../config/templates/target.sh.j2")),
     ("booted.sh.j2", include_str!("../../config/templates/booted.sh.j2")),

@@ -69,7 +69,9 @@ pub fn read(disk: &Path) -> Result<Fstab, FstabError> {
     let table = output("sfdisk", Command::new("sfdisk").arg("--json").arg(disk), disk)?;
     for offset in offsets(&table) {
         let place = format!("{}?offset={offset}", disk.display());
-        let text = output("debugfs", Command::new("debugfs").args(["-R", "cat /etc/fstab", &place]), disk)?;
+        // -c: without the bitmaps, which do not fit each other while the system runs that writes them.
+        let mut debugfs = Command::new("debugfs");
+        let text = output("debugfs", debugfs.args(["-c", "-R", "cat /etc/fstab", &place]), disk)?;
         let fstab = Fstab::parse(&text);
         if !fstab.entries.is_empty() {
             return Ok(fstab);

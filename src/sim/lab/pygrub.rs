@@ -11,7 +11,6 @@ use std::{
 };
 
 use flate2::read::MultiGzDecoder;
-
 use tokio::process::Command;
 
 use super::Lab;

@@ -416,6 +416,9 @@ impl<'o> Bench<'o> {
         let booted_domid = domid.filter(|domid| self.lives(&after.uuid, *domid, succeeded));
         let mut verdict = judge(plan, Facts { index, before, after: &after, booted_domid, log });
         verdict.complaints.extend(self.disk_complaints(&after.uuid)?);
+        for complaint in &verdict.complaints {
+            tracing::warn!(vm = %after.name, complaint, "not as it should be");
+        }
         let job = self.jobs.get(&after.uuid);
         Ok(vm_line(before, after, verdict, job, self.options.installer.profile(index)))
     }

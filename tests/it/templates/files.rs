@@ -70,6 +70,14 @@ fn shell_accepts(script: &str) {
     }
 }
 
+/// The script that readies the new system, where these shell commands write it.
+#[track_caller]
+fn readies(writer: &str) {
+    let script = written(writer, "/tmp/bootflip-pv-ready.sh");
+    shell_accepts(&script);
+    assert!(script.contains("--xen VERSION"));
+}
+
 /// The scripts that every installation ends with, as these shell commands write them.
 #[track_caller]
 fn late_is_whole(writers: &[&str], told: bool) {
@@ -221,6 +229,7 @@ fn a_seed_is_read_as_yaml_and_its_scripts_by_shells() {
         shell_accepts(&written(&early, "/tmp/bootflip-report.sh"));
         assert_eq!(early.contains("[ \"$sectors\" = 20971520 ]"), known, "{early}");
         late_is_whole(&[&commands("late-commands")], is_told);
+        readies(&commands("late-commands"));
         shell_accepts(&commands("error-commands"));
         let meta = read("meta-data");
         assert_eq!(meta, json!({ "instance-id": served.armed.vm_uuid, "local-hostname": host }));
@@ -293,6 +302,7 @@ fn kickstart_is_whole(read: &Value, told: bool, disk_known: bool) {
     assert!(partitioned.contains("bootflip-report.sh partitioned"));
     assert!(after.contains("bootflip-report.sh base"));
     late_is_whole(&[after], told);
+    readies(after);
     assert!(failed.contains("failed") && failed.contains("poweroff -f"), "{failed}");
 }
 
