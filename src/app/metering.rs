@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::desk::Desk;
 use crate::{
-    boot::sink::{Report, ReportAnswer, Seen, Sink, Transfer, Unavailable},
+    boot::sink::{Noted, Report, ReportAnswer, Seen, Sink, Transfer, Unavailable},
     dhcp,
     metrics::{self, JobNow, Metrics, Now},
     provision::{Job, executor::Executor, job::State},
@@ -36,6 +36,10 @@ pub struct CountedSink {
 }
 
 impl Sink for CountedSink {
+    fn noted(&self, noted: Noted) {
+        self.inner.noted(noted);
+    }
+
     fn seen(&self, seen: Seen) {
         self.metrics.sign(seen.sign);
         self.inner.seen(seen);

@@ -12,7 +12,7 @@ use crate::{
     boot::{
         Gate,
         render::Templates,
-        sink::{Report, ReportAnswer, Seen, Sink, Transfer, Unavailable},
+        sink::{Noted, Report, ReportAnswer, Seen, Sink, Transfer, Unavailable},
     },
     clock::SystemClock,
     config::Config,
@@ -77,6 +77,8 @@ pub async fn listeners(config: &Config) -> Vec<Probe> {
 struct Deaf;
 
 impl Sink for Deaf {
+    fn noted(&self, _: Noted) {}
+
     fn seen(&self, _: Seen) {}
 
     fn transferred(&self, _: Transfer) {}

@@ -210,7 +210,7 @@ pub struct Noted {
 /// Where signs, transfers, reports and notices go.
 pub trait Sink: Send + Sync + fmt::Debug {
     /// A notice. Never blocks and never fails; a sink without a recorder drops it.
-    fn noted(&self, _noted: Noted) {}
+    fn noted(&self, noted: Noted);
 
     /// A sign. Never blocks and never fails; many of one kind may be folded into one.
     fn seen(&self, seen: Seen);

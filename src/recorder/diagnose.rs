@@ -5,7 +5,7 @@
 use serde::Serialize;
 
 use super::{
-    Record, Source, TAKEN_BEFORE, What,
+    ASKED_AGAIN, Record, Source, TAKEN_BEFORE, What,
     consider::{Reached, View},
     words::span,
 };
@@ -141,6 +141,8 @@ const FIRST_PACKET: u64 = 30;
 const LATE: u16 = 10;
 /// A ROM asks after 4, 8 and 16 s.
 const IN_VAIN: u32 = 4;
+/// So often a report may be asked to come again.
+const REPORTS_IN_VAIN: u32 = 10;
 /// A script is run at once. Seconds.
 const SCRIPT_TO_KERNEL: u64 = 30;
 /// A kernel, its initrd and the installer's first steps. Seconds.
@@ -539,8 +541,13 @@ fn silent_installer(view: &View<'_>) -> Option<Finding> {
 fn report_refused(view: &View<'_>) -> Option<Finding> {
     let (record, stage, answer) = view.records.iter().rev().find_map(|record| {
         let What::Unheard { stage, answer } = &record.what else { return None };
-        // The same report twice is a retry that was not needed.
-        (*answer != TAKEN_BEFORE).then_some((*record, stage, answer))
+        // The same report twice is a retry that was not needed; one that comes a little early comes again.
+        let harmless = match *answer {
+            TAKEN_BEFORE => true,
+            ASKED_AGAIN => record.times < REPORTS_IN_VAIN,
+            _ => false,
+        };
+        (!harmless).then_some((*record, stage, answer))
     })?;
     let found = finding(
         Kind::ReportRefused,

@@ -180,6 +180,9 @@ pub struct Record {
 
 /// Why a report that came before is not taken again.
 const TAKEN_BEFORE: &str = "already taken";
+/// A report that comes before the job can take it: a new system's before the look at its start, or any while the
+/// database is away. Who reports asks again.
+const ASKED_AGAIN: &str = "it was too early, or the database was away, and was asked to come again";
 /// A part of a path that is so long and nothing but letters and digits may be a token.
 const TOKEN_LIKE: usize = 32;
 /// Texts are cut to so many characters.
@@ -270,7 +273,7 @@ impl Recorder {
             ReportAnswer::Closed => "the job takes it no longer",
             ReportAnswer::Unknown => "no such token",
             ReportAnswer::WrongMethod => "GET instead of POST",
-            ReportAnswer::Later => "the database is away",
+            ReportAnswer::Later => ASKED_AGAIN,
         };
         self.keep(mac, Record::of(now, mac, peer, What::Unheard { stage: cut(stage), answer }));
     }

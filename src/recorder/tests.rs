@@ -288,6 +288,15 @@ fn an_installer_that_says_nothing_or_reboots_is_noticed() {
     let mut late = installing(600);
     late.recorder.reported(MAC, "done", ReportAnswer::Closed, Some(PEER), at(590));
     late.finds(&[(Kind::ReportRefused, Hinders)], "takes it no longer");
+    let early = |times: u64| {
+        let mut case = installing(600);
+        for second in 0..times {
+            case.recorder.reported(MAC, "booted", ReportAnswer::Later, Some(PEER), at(580 + second));
+        }
+        case
+    };
+    early(2).finds(&[], "");
+    early(10).finds(&[(Kind::ReportRefused, Hinders)], "asked to come again");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use bootflip::{
     boot::{
         ArmPhase, Armed, Gate, Machine,
         render::Templates,
-        sink::{Report, ReportAnswer, Seen, Sign, Sink, Transfer, Unavailable},
+        sink::{Noted, Report, ReportAnswer, Seen, Sign, Sink, Transfer, Unavailable},
     },
     config::BootFiles,
     machine::MacAddr,
@@ -153,6 +153,8 @@ impl Recorder {
 }
 
 impl Sink for Recorder {
+    fn noted(&self, _: Noted) {}
+
     fn seen(&self, seen: Seen) {
         self.seen.lock().unwrap().push(seen);
         self.signal.notify_waiters();

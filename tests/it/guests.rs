@@ -10,7 +10,7 @@ use std::{
 use bootflip::{
     boot::{
         Gate, Machine,
-        sink::{Report, ReportAnswer, Seen, Sign, Sink, Transfer, Unavailable},
+        sink::{Noted, Report, ReportAnswer, Seen, Sign, Sink, Transfer, Unavailable},
     },
     clock::SystemClock,
     config::{DhcpInterface, DhcpMode, DhcpPool, DhcpServer},
@@ -251,6 +251,8 @@ async fn until(check: impl Fn() -> bool) {
 struct Signs(Mutex<Vec<Sign>>);
 
 impl Sink for Signs {
+    fn noted(&self, _: Noted) {}
+
     fn seen(&self, seen: Seen) {
         self.0.lock().unwrap().push(seen.sign);
     }

@@ -1,12 +1,13 @@
 //! The syslog receiver on real sockets.
 
-use std::{net::Ipv4Addr, path::Path, sync::Arc};
+use std::{net::Ipv4Addr, path::Path, sync::Arc, time::Duration};
 
 use bootflip::{
     boot::{Gate, Machine},
     clock::SystemClock,
     config::SyslogConfig,
     machine::MacAddr,
+    sim::guest::{GuestPlan, Pace},
     syslog::server::{self, Board, Shared, earlier_file_of, file_of},
 };
 use tokio::net::UdpSocket;
@@ -14,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::common::{
     PATIENCE,
-    site::{Plan, Site, vm},
+    site::{Plan, Site, quick, vm},
 };
 
 const MAC: MacAddr = MacAddr::new([2, 0x16, 0x3e, 0, 0, 1]);
@@ -127,6 +128,21 @@ async fn a_full_file_is_kept_once() {
     );
 }
 
+/// The address that the one guest of a site fetched from.
+fn peer(site: &Site) -> Ipv4Addr {
+    let log = site.log();
+    let peer =
+        log.split("peer=").find(|after| after.starts_with("127.64.")).unwrap_or_else(|| panic!("{log}"));
+    peer.split([' ', ':']).next().unwrap().parse().unwrap()
+}
+
+/// Where the receiver of a site listens.
+fn bound(site: &Site) -> String {
+    let bound: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(site.path("state/bound.json")).unwrap()).unwrap();
+    bound["syslog"].as_str().unwrap().to_owned()
+}
+
 /// From the guest's own address, as an installer would.
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_log_prints_what_the_machine_of_a_job_sent() {
@@ -136,19 +152,11 @@ async fn jobs_log_prints_what_the_machine_of_a_job_sent() {
     let id = site.deploy("web").await;
     site.run(&["jobs", "log", &id]).await.ended(0).says("nothing came from this machine");
     site.until_packages().await;
-    let log = site.log();
-    let peer =
-        log.split("peer=").find(|after| after.starts_with("127.64.")).unwrap_or_else(|| panic!("{log}"));
-    let peer: Ipv4Addr = peer.split([' ', ':']).next().unwrap().parse().unwrap();
-    let bound: serde_json::Value =
-        serde_json::from_str(&std::fs::read_to_string(site.path("state/bound.json")).unwrap()).unwrap();
+    let (peer, bound) = (peer(&site), bound(&site));
     let socket = UdpSocket::bind((peer, 0)).await.unwrap();
     let send = async {
         loop {
-            socket
-                .send_to(b"<11>Nov 28 14:03:59 anaconda: it works", bound["syslog"].as_str().unwrap())
-                .await
-                .unwrap();
+            socket.send_to(b"<11>Nov 28 14:03:59 anaconda: it works", &bound).await.unwrap();
             let ran = site.run(&["jobs", "log", "web"]).await.ended(0);
             if ran.out.contains(" err anaconda: it works\n") {
                 return;
@@ -158,4 +166,26 @@ async fn jobs_log_prints_what_the_machine_of_a_job_sent() {
     tokio::time::timeout(PATIENCE, send).await.unwrap();
     let health = site.folder.path().join("state/syslog/02:16:3e:00:00:01.log");
     assert!(health.exists());
+}
+
+/// It asks for no lease and no file between two stages: a report is the first that the new server hears of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn machine_that_installs_is_known_again_by_its_report_after_a_restart() {
+    let more = "[syslog]\nlisten = \"127.0.0.1:0\"\ndevice = \"lo\"\n".to_owned();
+    let pace = Pace { stage: Duration::from_secs(1), ..quick().pace };
+    let guest = GuestPlan { pace, ..quick() };
+    let mut site = Site::new(Plan { more, guest, ..Plan::of(vec![vm("web", 1)]) });
+    site.serve().await;
+    let id = site.deploy("web").await;
+    site.until_packages().await;
+    let socket = UdpSocket::bind((peer(&site), 0)).await.unwrap();
+    site.kill().await;
+    site.serve().await;
+    site.until_job(&id, "came to its late stage", |job| job.stages.iter().any(|stage| stage.name == "late"))
+        .await;
+    socket.send_to(b"<11>Nov 28 14:03:59 anaconda: still here", bound(&site)).await.unwrap();
+    let file = file_of(&site.path("state/syslog"), MAC);
+    site.until_job(&id, "ended", |job| job.is_over()).await;
+    let text = std::fs::read_to_string(&file).unwrap_or_default();
+    assert!(text.contains("err anaconda: still here"), "`{text}`\n{}", site.log());
 }

@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 
 use super::{Executor, OperationError};
 use crate::{
-    boot::sink::{Report, ReportAnswer, Seen, Sign, Sink, Transfer, Unavailable},
+    boot::sink::{Noted, Report, ReportAnswer, Seen, Sign, Sink, Transfer, Unavailable},
     clock::Timestamp,
     provision::{
         intake,
@@ -50,6 +50,10 @@ impl Executor {
         let Some(job) = self.job(&id).await? else { return Ok(ReportAnswer::Unknown) };
         let (event, answer) = intake::judge(&job, &report, channel, self.parts.clock.now());
         let Some(event) = event else { return Ok(answer) };
+        // After a restart of the server this may be the first that is heard of the machine's address.
+        if let (Some(mac), Some(peer)) = (job.mac, report.peer) {
+            self.parts.gate.met(mac, peer);
+        }
         let after = self.apply(&id, &event).await?;
         self.parts.wakers.wake(&id);
         // Of reports that come together one wins; the others find it taken.
@@ -77,6 +81,9 @@ impl Executor {
 }
 
 impl Sink for Executor {
+    /// Nothing is decided by a notice.
+    fn noted(&self, _: Noted) {}
+
     fn seen(&self, seen: Seen) {
         let id = {
             let mut memory = self.memory();

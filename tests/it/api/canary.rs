@@ -85,7 +85,9 @@ fn canary_site() -> Site {
         .with(|pool, _| pool.add_account(DEFAULT_USER, Secret::new(PASSWORD.to_owned()), Role::PoolAdmin));
     write_secret(&site.path("password"), PASSWORD);
     write_secret(&site.path("hash"), HASH);
-    site.reconfigure(|text| text.replace("args = \"console=ttyS0", "args = \"console=ttyS0 hash={{ vars.hash }}"));
+    site.reconfigure(|text| {
+        text.replace("args = \"console=ttyS0", "args = \"console=ttyS0 hash={{ vars.hash }}")
+    });
     site.environment.push(("RUST_LOG".to_owned(), "debug".to_owned()));
     site
 }
