@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::{chain, desk::Desk, orders::PoolAway};
 use crate::{
-    boot::{ArmPhase, sink::Protocol},
+    boot::{ArmPhase, going::Going, sink::Protocol},
     clock::seconds,
     config::{Completion, EvidenceKind, ProfileKind, TlsTrust},
     store::{Batch, StoreError, leases},
@@ -119,6 +119,27 @@ pub struct LeaseView {
     pub over: bool,
     /// The name label of the VM with this NIC, where one is known.
     pub vm: Option<String>,
+}
+
+/// A transfer of a file that goes on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct RunningTransfer {
+    /// The machine.
+    pub mac: String,
+    /// The job, where it has one.
+    pub job: Option<String>,
+    /// `http` or `tftp`.
+    pub protocol: Protocol,
+    /// To which address.
+    pub peer: String,
+    /// What, without tokens.
+    pub file: String,
+    /// Bytes that have left.
+    pub bytes: u64,
+    /// Bytes in all.
+    pub length: u64,
+    /// For how long it has gone on.
+    pub seconds: f64,
 }
 
 /// A transfer that ended lately.
@@ -258,6 +279,21 @@ impl Desk {
             }));
         });
         Ok(views)
+    }
+
+    /// The transfers that go on, the last to begin first.
+    pub fn running_transfers(&self) -> Vec<RunningTransfer> {
+        let view = |going: &Going| RunningTransfer {
+            mac: going.mac.to_string(),
+            job: self.executor.job_of(going.mac),
+            protocol: going.protocol,
+            peer: going.peer.to_string(),
+            file: going.file.clone(),
+            bytes: going.sent(),
+            length: going.length,
+            seconds: seconds(going.begun.elapsed()),
+        };
+        self.flight.going().iter().map(|going| view(going)).collect()
     }
 
     /// The transfers that ended lately, the newest first.

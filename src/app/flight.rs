@@ -5,7 +5,7 @@
 
 use std::{
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use futures_util::future::BoxFuture;
@@ -14,6 +14,7 @@ use tokio::sync::broadcast;
 use crate::{
     boot::{
         Gate,
+        going::Going,
         sink::{Noted, Report, ReportAnswer, Seen, Sink, Transfer, Unavailable},
     },
     clock::{Clock, Timestamp},
@@ -49,6 +50,7 @@ pub enum News {
 pub struct Flight {
     recorder: Arc<Mutex<Recorder>>,
     news: broadcast::Sender<News>,
+    going: Arc<Mutex<Vec<Weak<Going>>>>,
     gate: Gate,
     clock: Arc<dyn Clock>,
 }
@@ -56,7 +58,13 @@ pub struct Flight {
 impl Flight {
     /// An empty one.
     pub fn new(gate: Gate, clock: Arc<dyn Clock>) -> Self {
-        Self { recorder: Arc::default(), news: broadcast::channel(NEWS).0, gate, clock }
+        Self {
+            recorder: Arc::default(),
+            going: Arc::default(),
+            news: broadcast::channel(NEWS).0,
+            gate,
+            clock,
+        }
     }
 
     /// Reads the recorder.
@@ -73,6 +81,20 @@ impl Flight {
     pub fn tell(&self, news: News) {
         // Nobody looks: that is fine.
         let _ = self.news.send(news);
+    }
+
+    /// The transfers that go on, those that began last first.
+    pub fn going(&self) -> Vec<Arc<Going>> {
+        let all = self.going.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().rev().filter_map(Weak::upgrade).collect()
+    }
+
+    fn began(&self, going: &Arc<Going>) {
+        let mut all = self.going.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|other| other.strong_count() > 0);
+        all.push(Arc::downgrade(going));
+        drop(all);
+        self.tell(News::Machine(going.mac));
     }
 
     fn locked(&self) -> MutexGuard<'_, Recorder> {
@@ -107,6 +129,11 @@ impl Sink for Recording {
         let (mac, known) = (noted.mac, self.flight.gate.knows(noted.mac));
         self.flight.note(mac, |recorder, now| recorder.noted(noted.clone(), known, now));
         self.inner.noted(noted);
+    }
+
+    fn going(&self, going: &Arc<Going>) {
+        self.flight.began(going);
+        self.inner.going(going);
     }
 
     fn seen(&self, seen: Seen) {

@@ -16,7 +16,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::desk::Desk;
 use crate::{
-    boot::sink::{Noted, Report, ReportAnswer, Seen, Sink, Transfer, Unavailable},
+    boot::{
+        going::Going,
+        sink::{Noted, Report, ReportAnswer, Seen, Sink, Transfer, Unavailable},
+    },
     dhcp,
     metrics::{self, JobNow, Metrics, Now},
     provision::{Job, executor::Executor, job::State},
@@ -38,6 +41,10 @@ pub struct CountedSink {
 impl Sink for CountedSink {
     fn noted(&self, noted: Noted) {
         self.inner.noted(noted);
+    }
+
+    fn going(&self, going: &Arc<Going>) {
+        self.inner.going(going);
     }
 
     fn seen(&self, seen: Seen) {

@@ -11,6 +11,7 @@ use super::{
 use crate::{
     boot::{
         Gate,
+        going::Going,
         render::Templates,
         sink::{Noted, Report, ReportAnswer, Seen, Sink, Transfer, Unavailable},
     },
@@ -78,6 +79,8 @@ struct Deaf;
 
 impl Sink for Deaf {
     fn noted(&self, _: Noted) {}
+
+    fn going(&self, _: &Arc<Going>) {}
 
     fn seen(&self, _: Seen) {}
 

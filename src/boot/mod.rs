@@ -4,6 +4,7 @@
 //! (invariant I13). The table is in memory and is fed by the executor: a packet never waits for the store or
 //! for a pool. `render` makes the files, `sink` is how the shells tell what they saw.
 
+pub mod going;
 pub mod manifest;
 pub mod pxelinux;
 pub mod render;

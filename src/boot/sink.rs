@@ -3,12 +3,14 @@
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr},
+    sync::Arc,
     time::Duration,
 };
 
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
+use super::going::Going;
 use crate::{machine::MacAddr, secret::TokenHash};
 
 /// A sign of life of a machine.
@@ -82,6 +84,16 @@ pub enum Protocol {
     Http,
     /// TFTP.
     Tftp,
+}
+
+impl Protocol {
+    /// The label of logs and metrics.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Tftp => "tftp",
+        }
+    }
 }
 
 /// A transfer that is over: who, what, how much, for how long, and what came of it.
@@ -214,6 +226,9 @@ pub trait Sink: Send + Sync + fmt::Debug {
 
     /// A sign. Never blocks and never fails; many of one kind may be folded into one.
     fn seen(&self, seen: Seen);
+
+    /// A file begins to leave for a known machine. Whoever keeps this holds it weakly: it ends when the sender drops it.
+    fn going(&self, going: &Arc<Going>);
 
     /// A transfer has ended. Never blocks and never fails; the oldest are forgotten.
     fn transferred(&self, transfer: Transfer);

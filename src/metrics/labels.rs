@@ -26,13 +26,6 @@ pub(super) const fn sign(sign: Sign) -> &'static str {
 
 pub(super) const PROTOCOLS: [Protocol; 2] = [Protocol::Http, Protocol::Tftp];
 
-pub(super) const fn protocol(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Http => "http",
-        Protocol::Tftp => "tftp",
-    }
-}
-
 pub(super) const REPORT_ANSWERS: [ReportAnswer; 6] = [
     ReportAnswer::Accepted,
     ReportAnswer::Already,

@@ -190,8 +190,8 @@ impl Metrics {
             drop(self.signs.get_or_create(&one("sign", labels::sign(sign))));
         }
         for protocol in labels::PROTOCOLS {
-            drop(self.sent_bytes.get_or_create(&one("protocol", labels::protocol(protocol))));
-            drop(self.transfer_seconds.get_or_create(&one("protocol", labels::protocol(protocol))));
+            drop(self.sent_bytes.get_or_create(&one("protocol", protocol.label())));
+            drop(self.transfer_seconds.get_or_create(&one("protocol", protocol.label())));
         }
         for outcome in labels::ANSWER_FILES {
             drop(self.answer_files.get_or_create(&one("outcome", outcome)));
@@ -293,7 +293,7 @@ impl Metrics {
 
     /// A transfer that ended.
     pub fn transfer(&self, transfer: &Transfer) {
-        let protocol = labels::protocol(transfer.protocol);
+        let protocol = transfer.protocol.label();
         let both = [("protocol", protocol.into()), ("outcome", transfer.outcome.into())];
         self.transfers.get_or_create(&both).inc();
         self.sent_bytes.get_or_create(&one("protocol", protocol)).inc_by(transfer.bytes);

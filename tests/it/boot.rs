@@ -10,6 +10,7 @@ use std::{
 use bootflip::{
     boot::{
         ArmPhase, Armed, Gate, Machine,
+        going::Going,
         render::Templates,
         sink::{Noted, Report, ReportAnswer, Seen, Sign, Sink, Transfer, Unavailable},
     },
@@ -154,6 +155,8 @@ impl Recorder {
 
 impl Sink for Recorder {
     fn noted(&self, _: Noted) {}
+
+    fn going(&self, _: &Arc<Going>) {}
 
     fn seen(&self, seen: Seen) {
         self.seen.lock().unwrap().push(seen);

@@ -10,6 +10,7 @@ use std::{
 use bootflip::{
     boot::{
         Gate, Machine,
+        going::Going,
         sink::{Noted, Report, ReportAnswer, Seen, Sign, Sink, Transfer, Unavailable},
     },
     clock::SystemClock,
@@ -252,6 +253,8 @@ struct Signs(Mutex<Vec<Sign>>);
 
 impl Sink for Signs {
     fn noted(&self, _: Noted) {}
+
+    fn going(&self, _: &Arc<Going>) {}
 
     fn seen(&self, seen: Seen) {
         self.0.lock().unwrap().push(seen.sign);

@@ -111,3 +111,24 @@ fn links_between_pages_lead_somewhere() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+/// The README's configuration of a real pool, with a certificate's print in the place of the cut one.
+#[test]
+fn configuration_of_the_readme_is_a_whole_one() {
+    let page = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let block = page.split("bootflip.toml`, whole:\n").nth(1).unwrap();
+    let block: String = block
+        .lines()
+        .skip_while(|line| line.is_empty())
+        .take_while(|line| !line.is_empty())
+        .fold(String::new(), |text, line| {
+            text + line.strip_prefix("    ").expect("a line of the block") + "\n"
+        });
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bootflip.toml");
+    std::fs::write(&path, block.replace("4f1c…", &"4f1c".repeat(16))).unwrap();
+    std::fs::create_dir(folder.path().join("credentials")).unwrap();
+    crate::common::site::write_secret(&folder.path().join("credentials/main"), "secret");
+    let config = bootflip::config::load(&path).unwrap_or_else(|problems| panic!("{problems}"));
+    assert!(config.pools.contains_key("main") && config.profiles.contains_key("debian"));
+}

@@ -193,3 +193,53 @@ async fn an_open_page_is_told_of_changes_and_does_not_hold_the_server_up() {
     assert_eq!(code, Some(0));
     assert!(took < bootflip::app::STOP_LIMIT, "an open page held the server up for {took:?}");
 }
+
+/// Two files that nobody reads on: one by boot HTTP, one by TFTP.
+#[tokio::test(flavor = "multi_thread")]
+async fn transfers_are_seen_while_they_go_on() {
+    let (site, _) = site().await;
+    let id = site.deploy("stuck").await;
+    site.until_job(&id, "boots", |job| job.state == State::Booting).await;
+    std::fs::File::options()
+        .write(true)
+        .open(site.path("root/mini/initrd"))
+        .unwrap()
+        .set_len(1 << 30)
+        .unwrap();
+    get(&site, "/transfers").await.has(&["Transfers"]);
+    let bound: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(site.path("state/bound.json")).unwrap()).unwrap();
+    let script = format!("http://{}/b/02:16:3e:00:00:02", bound["http"].as_str().unwrap());
+    let script = reqwest::get(script).await.unwrap().text().await.unwrap();
+    let url = script.lines().find(|line| line.starts_with("initrd ")).unwrap().split(' ').nth(1).unwrap();
+    let mut slow = reqwest::get(url).await.unwrap();
+    assert!(!slow.chunk().await.unwrap().unwrap().is_empty());
+    let name = url.split_once("/f/").unwrap().1;
+    let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let ask = format!("\0\u{1}f/{name}\0octet\0");
+    socket.send_to(ask.as_bytes(), bound["tftp"].as_str().unwrap()).await.unwrap();
+    let (_, from) = timeout(LONG, socket.recv_from(&mut [0; 600])).await.expect("the first block").unwrap();
+
+    let shown = until(&site, "/transfers", "Now: 2").await;
+    shown.has(&["mini&#x2f;initrd", ">http<", ">tftp<", "1073 MB", "every 2s", ">stuck</a>"]);
+    let listed = get(&site, &format!("/api/v1/transfers?job={id}")).await;
+    let listed: serde_json::Value = serde_json::from_str(&listed.body).unwrap();
+    let running = listed["running"].as_array().unwrap();
+    assert_eq!(running.len(), 2, "{listed}");
+    for transfer in running {
+        let bytes = transfer["bytes"].as_u64().unwrap();
+        assert!((1..1 << 30).contains(&bytes) && transfer["length"] == 1 << 30, "{transfer}");
+        assert!(!transfer["file"].as_str().unwrap().contains(name.split('/').next().unwrap()), "{transfer}");
+    }
+
+    // Error 0: the client has had enough.
+    drop(slow);
+    socket.send_to(b"\0\x05\0\0\0", from).await.unwrap();
+    let gone = async {
+        while get(&site, "/transfers").await.body.contains("Now: ") {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(LONG, gone).await.expect("both are over");
+    get(&site, "/transfers").await.has(&["broken off by the client", "the client stopped it"]);
+}

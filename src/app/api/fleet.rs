@@ -13,7 +13,7 @@ use super::{
 };
 use crate::app::{
     desk::Desk,
-    fleet::{GateView, LeaseView, MachineView, PoolView, ProfileView, TransferLine},
+    fleet::{GateView, LeaseView, MachineView, PoolView, ProfileView, RunningTransfer, TransferLine},
     machines::VmView,
     orders::PoolAway,
 };
@@ -247,10 +247,12 @@ pub(super) struct TransfersParams {
     limit: Option<u32>,
 }
 
-/// Transfers that ended lately.
+/// Transfers that go on, and those that ended lately.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct TransferList {
-    /// The newest first. The server keeps some hundreds, and none over its restart.
+    /// Those that go on now, the last to begin first. With `job`: of its machine.
+    running: Vec<RunningTransfer>,
+    /// Those that ended, the newest first. The server keeps some hundreds, and none over its restart.
     transfers: Vec<TransferLine>,
 }
 
@@ -262,11 +264,12 @@ pub(super) async fn transfers(
     Params(wanted): Params<TransfersParams>,
 ) -> Result<Json<TransferList>, Refusal> {
     let limit = limit(wanted.limit)?;
-    let mut transfers = desk.transfers();
-    transfers.retain(|transfer| {
-        let is = |wanted: &Option<String>, has: &Option<String>| wanted.is_none() || wanted == has;
-        is(&wanted.job, &transfer.job) && is(&wanted.mac, &transfer.mac)
-    });
+    let is = |wanted: &Option<String>, has: Option<&String>| wanted.is_none() || wanted.as_ref() == has;
+    let fits = |job: Option<&String>, mac: Option<&String>| is(&wanted.job, job) && is(&wanted.mac, mac);
+    let (mut running, mut transfers) = (desk.running_transfers(), desk.transfers());
+    running.retain(|transfer| fits(transfer.job.as_ref(), Some(&transfer.mac)));
+    running.truncate(limit);
+    transfers.retain(|transfer| fits(transfer.job.as_ref(), transfer.mac.as_ref()));
     transfers.truncate(limit);
-    Ok(Json(TransferList { transfers }))
+    Ok(Json(TransferList { running, transfers }))
 }

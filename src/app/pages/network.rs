@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     app::{desk::Desk, machines::VmView, planning},
+    boot::going::Going,
     clock::Timestamp,
     config::{PoolConfig, TlsTrust},
     provision::job::State,
@@ -194,6 +195,35 @@ struct TransferLine {
     tone: String,
 }
 
+#[derive(Debug, Serialize)]
+struct RunningLine {
+    protocol: &'static str,
+    peer: String,
+    vm: Option<(String, String)>,
+    file: String,
+    sent: String,
+    size: String,
+    percent: u64,
+    rate: String,
+}
+
+impl RunningLine {
+    fn of(going: &Going, vm: Option<(String, String)>) -> Self {
+        let (sent, took) = (going.sent(), going.begun.elapsed());
+        let each_second = u128::from(sent) * 1000 / took.as_millis().max(1);
+        Self {
+            protocol: going.protocol.label(),
+            peer: going.peer.to_string(),
+            vm,
+            file: going.file.clone(),
+            sent: words::size(sent),
+            size: words::size(going.length),
+            percent: (sent * 100).checked_div(going.length).unwrap_or(100).min(100),
+            rate: format!("{}/s", words::size(u64::try_from(each_second).unwrap_or(u64::MAX))),
+        }
+    }
+}
+
 /// `GET /transfers`.
 pub(super) async fn transfers(viewer: Viewer, Axum(desk): Axum<Arc<Desk>>) -> Response {
     let now = desk.clock.now();
@@ -220,5 +250,8 @@ pub(super) async fn transfers(viewer: Viewer, Axum(desk): Axum<Arc<Desk>>) -> Re
     };
     let records = desk.flight.read(|recorder| recorder.transfers(TRANSFERS));
     let lines: Vec<TransferLine> = records.into_iter().filter_map(line).collect();
-    viewer.page("transfers.html", "transfers", values! { lines })
+    let running = desk.flight.going();
+    let running: Vec<RunningLine> =
+        running.iter().map(|going| RunningLine::of(going, owner(going.mac))).collect();
+    viewer.page("transfers.html", "transfers", values! { lines, running })
 }

@@ -25,7 +25,10 @@ use super::{
     wire::{Outlet, Span, WINDOW, placeholder},
 };
 use crate::{
-    boot::sink::{Protocol, Sink, Transfer},
+    boot::{
+        going::Going,
+        sink::{Protocol, Sink, Transfer},
+    },
     machine::MacAddr,
 };
 
@@ -46,6 +49,8 @@ pub(super) struct Access {
     /// Bytes of body that are to leave.
     pub(super) length: u64,
     pub(super) sent: AtomicU64,
+    /// Of a file: for whoever looks while it leaves.
+    pub(super) going: Option<Arc<Going>>,
     pub(super) seat: Arc<Seat>,
     pub(super) sink: Arc<dyn Sink>,
 }
@@ -289,6 +294,10 @@ impl Buf for Piece {
                 outlet.settle(count);
             }
         }
-        self.access.sent.fetch_add(u64::try_from(count).unwrap_or(u64::MAX), Ordering::Relaxed);
+        let count = u64::try_from(count).unwrap_or(u64::MAX);
+        self.access.sent.fetch_add(count, Ordering::Relaxed);
+        if let Some(going) = &self.access.going {
+            going.add(count);
+        }
     }
 }

@@ -27,9 +27,10 @@ use super::{
 use crate::{
     boot::{
         Answer, Armed, Ask, Gate,
+        going::Going,
         render::{GPXE_REFUSAL, IPXE_REFUSAL, RenderError, Urls, lint::Dialect},
         root::RelativePath,
-        sink::{Report, ReportAnswer, Seen, Sign, Sink},
+        sink::{Protocol, Report, ReportAnswer, Seen, Sign, Sink},
         vouch::{Unfit, Vouch},
     },
     http::{
@@ -132,16 +133,19 @@ pub(super) async fn serve(
         None => routes.answer(&parts, body, line.peer).await,
     };
     let length = answered.length();
+    let path = masked(parts.uri.path());
+    let going = routes.begin(&answered, &path, (line.peer, begun));
     let access = Access {
         begun,
         peer: line.peer,
         method: parts.method.to_string(),
-        path: masked(parts.uri.path()),
+        path,
         mac: answered.mac,
         job: answered.job,
         status: answered.status.as_u16(),
         length,
         sent: AtomicU64::new(0),
+        going,
         seat: line.seat,
         sink: Arc::clone(&routes.sink),
     };
@@ -247,6 +251,15 @@ impl Routes {
             Route::File { token, path } => self.file(&token, path, parts, peer).await,
             Route::Answer { token, name } => self.answer_file(&token, &name, parts, peer).await,
         }
+    }
+
+    /// Tells of a file that begins to leave; what is rendered leaves at once.
+    fn begin(&self, answered: &Answered, path: &str, (peer, at): (IpAddr, Instant)) -> Option<Arc<Going>> {
+        let Content::Part(part) = &answered.content else { return None };
+        let whose = (answered.mac?, peer);
+        let going = Arc::new(Going::new(Protocol::Http, whose, path.to_owned(), part.length, at));
+        self.sink.going(&going);
+        Some(going)
     }
 
     fn tell(&self, mac: MacAddr, sign: Sign, peer: IpAddr) {

@@ -1,14 +1,18 @@
 //! What the boot services tell: signs are folded in memory until the next look; the answer file's fetch and every
 //! report are durable before they are answered.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use futures_util::future::BoxFuture;
 
 use super::{Executor, OperationError};
 use crate::{
-    boot::sink::{Noted, Report, ReportAnswer, Seen, Sign, Sink, Transfer, Unavailable},
+    boot::{
+        going::Going,
+        sink::{Noted, Report, ReportAnswer, Seen, Sign, Sink, Transfer, Unavailable},
+    },
     clock::Timestamp,
+    machine::MacAddr,
     provision::{
         intake,
         job::{GateState, Job},
@@ -74,6 +78,11 @@ impl Executor {
         of_job.cloned().collect()
     }
 
+    /// The job of a machine, while it has one.
+    pub fn job_of(&self, mac: MacAddr) -> Option<String> {
+        self.memory().macs.get(&mac).cloned()
+    }
+
     /// All transfers that ended lately, the oldest first.
     pub fn all_transfers(&self) -> Vec<(Timestamp, Transfer)> {
         self.memory().transfers.iter().cloned().collect()
@@ -83,6 +92,8 @@ impl Executor {
 impl Sink for Executor {
     /// Nothing is decided by a notice.
     fn noted(&self, _: Noted) {}
+
+    fn going(&self, _: &Arc<Going>) {}
 
     fn seen(&self, seen: Seen) {
         let id = {

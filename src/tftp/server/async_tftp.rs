@@ -159,6 +159,7 @@ impl futures_io::AsyncRead for Reader {
             to.copy_from_slice(&now);
         }
         self.offset += u64::try_from(length).unwrap_or_default();
+        self.content.reach(self.offset);
         Poll::Ready(Ok(length))
     }
 }

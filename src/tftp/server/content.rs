@@ -13,6 +13,8 @@ use std::{
 
 use bytes::Bytes;
 
+use crate::boot::going::Going;
+
 /// Of a file, this much is read at once, in bytes.
 pub(super) const PIECE: u64 = 64 << 10;
 /// What is kept of files in memory, in bytes.
@@ -23,8 +25,8 @@ const MEMORY: usize = 24 << 20;
 pub enum Content {
     /// In memory: rendered for one machine.
     Text(Bytes),
-    /// On the disk.
-    File(Arc<OpenFile>),
+    /// On the disk; and for whoever looks, where this is for a known machine.
+    File(Arc<OpenFile>, Option<Arc<Going>>),
 }
 
 /// A piece that is not in memory.
@@ -36,7 +38,7 @@ impl Content {
     pub fn length(&self) -> u64 {
         match self {
             Self::Text(text) => u64::try_from(text.len()).unwrap_or(u64::MAX),
-            Self::File(file) => file.identity.length,
+            Self::File(file, _) => file.identity.length,
         }
     }
 
@@ -49,7 +51,7 @@ impl Content {
                 };
                 Some(text.slice(at(index)..at(index + 1)))
             }
-            Self::File(file) => file.pieces.find((file.number, index)),
+            Self::File(file, _) => file.pieces.find((file.number, index)),
         }
     }
 
@@ -57,7 +59,7 @@ impl Content {
     pub(super) fn load(&self, index: u64) -> io::Result<Bytes> {
         match (self.piece(index), self) {
             (Some(piece), _) => Ok(piece),
-            (None, Self::File(file)) => file.load(index),
+            (None, Self::File(file, _)) => file.load(index),
             (None, Self::Text(_)) => Ok(Bytes::new()),
         }
     }
@@ -81,12 +83,20 @@ impl Content {
             let taken = u64::try_from(take).unwrap_or_default();
             (offset, length) = (offset + taken, length - taken);
         }
+        self.reach(offset);
         Ok(())
+    }
+
+    /// What stands before this offset is sent.
+    pub(super) fn reach(&self, offset: u64) {
+        if let Self::File(_, Some(going)) = self {
+            going.reach(offset);
+        }
     }
 
     /// The piece to read next, when what was just sent entered a new one.
     pub(super) fn ahead(&self, offset: u64, length: u64) -> Option<u64> {
-        let Self::File(file) = self else { return None };
+        let Self::File(file, _) = self else { return None };
         let entered = offset % PIECE < length || offset == 0;
         let next = (offset + length) / PIECE + 1;
         let wanted = entered && next * PIECE < file.identity.length;
@@ -99,7 +109,7 @@ impl Content {
 pub(super) struct Identity {
     device: u64,
     node: u64,
-    length: u64,
+    pub(super) length: u64,
     modified: (i64, i64),
     changed: (i64, i64),
 }

@@ -11,6 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use super::{
@@ -20,6 +21,7 @@ use super::{
 use crate::{
     boot::{
         Answer, Ask,
+        going::Going,
         render::PXELINUX_REFUSAL,
         root::{RelativePath, Root},
         sink::{Noted, Notice, Protocol, Seen, Sign, Transfer},
@@ -63,11 +65,13 @@ impl Library for Shelf {
                 },
                 Some(Wanted::File { token, path }) => self.file(&token, path, peer).await,
                 Some(Wanted::Published(path)) => {
-                    let content = self.published.open(path).await;
-                    if let (Ok(_), Some(mac)) = (&content, self.shared.gate.who(peer)) {
-                        self.tell(mac, Sign::Loader, peer);
-                    }
-                    content
+                    let mac = self.shared.gate.who(peer);
+                    self.published.open(path.clone()).await.map(|file| {
+                        if let Some(mac) = mac {
+                            self.tell(mac, Sign::Loader, peer);
+                        }
+                        self.begin(file, mac, &path, peer)
+                    })
                 }
             };
             opened.inspect_err(|refusal| {
@@ -134,6 +138,18 @@ impl Shelf {
         self.shared.sink.seen(Seen { mac, sign, peer: Some(peer) });
     }
 
+    /// Tells of a file that begins to leave for a known machine.
+    fn begin(&self, file: Arc<OpenFile>, mac: Option<MacAddr>, path: &RelativePath, peer: IpAddr) -> Content {
+        let going = mac.map(|mac| {
+            let (name, length) = (path.as_str().to_owned(), file.identity.length);
+            let going = Going::new(Protocol::Tftp, (mac, peer), name, length, Instant::now());
+            let going = Arc::new(going);
+            self.shared.sink.going(&going);
+            going
+        });
+        Content::File(file, going)
+    }
+
     fn configuration(&self, mac: MacAddr, peer: IpAddr) -> Result<Content, Refusal> {
         let (text, sign) = match self.shared.gate.answer(Ask::Netboot { mac }) {
             Answer::Unknown => return Err(Refusal::NotFound),
@@ -156,9 +172,9 @@ impl Shelf {
             return Err(Refusal::NotFound);
         };
         let sign = armed.file_sign(&path).ok_or(Refusal::NotFound)?;
-        let content = self.files.open(path).await?;
+        let file = self.files.open(path.clone()).await?;
         self.tell(armed.mac, sign, peer);
-        Ok(content)
+        Ok(self.begin(file, Some(armed.mac), &path, peer))
     }
 }
 
@@ -187,10 +203,10 @@ impl Folder {
         Self { vouch: Vouch::new(root), pieces: pieces.clone(), open: Arc::default() }
     }
 
-    async fn open(&self, path: RelativePath) -> Result<Content, Refusal> {
+    async fn open(&self, path: RelativePath) -> Result<Arc<OpenFile>, Refusal> {
         let folder = self.clone();
         let opened = tokio::task::spawn_blocking(move || folder.open_now(&path)).await;
-        opened.unwrap_or(Err(Refusal::Failed)).map(Content::File)
+        opened.unwrap_or(Err(Refusal::Failed))
     }
 
     /// Opens a file, or finds that it is open already and still the same; none that the manifest disowns.
