@@ -2,6 +2,8 @@
 //! shows, and what to do. Pure. The likeliest cause comes first; once a machine is past a point, what held it there is
 //! told no more.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 use super::{
@@ -141,8 +143,8 @@ const FIRST_PACKET: u64 = 30;
 const LATE: u16 = 10;
 /// A ROM asks after 4, 8 and 16 s.
 const IN_VAIN: u32 = 4;
-/// So often a report may be asked to come again.
-const REPORTS_IN_VAIN: u32 = 10;
+/// For so long a report may be asked to come again; reporters try for ten minutes.
+const REPORTS_IN_VAIN: Duration = Duration::from_secs(120);
 /// A script is run at once. Seconds.
 const SCRIPT_TO_KERNEL: u64 = 30;
 /// A kernel, its initrd and the installer's first steps. Seconds.
@@ -544,7 +546,7 @@ fn report_refused(view: &View<'_>) -> Option<Finding> {
         // The same report twice is a retry that was not needed; one that comes a little early comes again.
         let harmless = match *answer {
             TAKEN_BEFORE => true,
-            ASKED_AGAIN => record.times < REPORTS_IN_VAIN,
+            ASKED_AGAIN => record.last.since(record.at) < REPORTS_IN_VAIN,
             _ => false,
         };
         (!harmless).then_some((*record, stage, answer))

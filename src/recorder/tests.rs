@@ -290,13 +290,13 @@ fn an_installer_that_says_nothing_or_reboots_is_noticed() {
     late.finds(&[(Kind::ReportRefused, Hinders)], "takes it no longer");
     let early = |times: u64| {
         let mut case = installing(600);
-        for second in 0..times {
-            case.recorder.reported(MAC, "booted", ReportAnswer::Later, Some(PEER), at(580 + second));
+        for time in 0..times {
+            case.recorder.reported(MAC, "booted", ReportAnswer::Later, Some(PEER), at(400 + 5 * time));
         }
         case
     };
-    early(2).finds(&[], "");
-    early(10).finds(&[(Kind::ReportRefused, Hinders)], "asked to come again");
+    early(24).finds(&[], "");
+    early(40).finds(&[(Kind::ReportRefused, Hinders)], "asked to come again");
 }
 
 #[test]

@@ -209,15 +209,17 @@ async fn transfers_are_seen_while_they_go_on() {
     get(&site, "/transfers").await.has(&["Transfers"]);
     let bound: serde_json::Value =
         serde_json::from_slice(&std::fs::read(site.path("state/bound.json")).unwrap()).unwrap();
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let script = format!("http://{}/b/02:16:3e:00:00:02", bound["http"].as_str().unwrap());
     let script = reqwest::get(script).await.unwrap().text().await.unwrap();
-    let url = script.lines().find(|line| line.starts_with("initrd ")).unwrap().split(' ').nth(1).unwrap();
+    let url =
+        script.lines().find(|line| line.starts_with("initrd ")).expect(&script).split(' ').nth(1).unwrap();
     let mut slow = reqwest::get(url).await.unwrap();
     assert!(!slow.chunk().await.unwrap().unwrap().is_empty());
     let name = url.split_once("/f/").unwrap().1;
     let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let ask = format!("\0\u{1}f/{name}\0octet\0");
-    socket.send_to(ask.as_bytes(), bound["tftp"].as_str().unwrap()).await.unwrap();
+    socket.send_to(ask.as_bytes(), bound["tftp"][0].as_str().unwrap()).await.unwrap();
     let (_, from) = timeout(LONG, socket.recv_from(&mut [0; 600])).await.expect("the first block").unwrap();
 
     let shown = until(&site, "/transfers", "Now: 2").await;
