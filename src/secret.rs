@@ -1,7 +1,7 @@
 //! Secrets and tokens. A [`Secret`] cannot be printed; a [`Token`] is derived from the server's key, and only
 //! its hash ([`TokenHash`]) is ever stored.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use hmac::{Hmac, Mac};
 use serde::{Deserialize, Serialize};
@@ -75,6 +75,25 @@ impl TokenUse {
             Self::Booted => "booted",
         }
     }
+}
+
+/// Digits of a token, and of whatever looks like one.
+const TOKEN_DIGITS: usize = 64;
+
+/// A text that a machine sent, as it may be kept and shown: installers print the kernel's arguments, and with them the
+/// URLs of their attempt. Every run of 64 hexadecimal digits and more becomes `***`; so do checksums.
+pub fn masked(text: &str) -> Cow<'_, str> {
+    let (mut out, mut rest, mut found) = (String::new(), text, false);
+    while let Some(start) = rest.find(|c: char| c.is_ascii_hexdigit()) {
+        let (before, from) = rest.split_at(start);
+        let (run, behind) = from.split_at(from.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(from.len()));
+        found |= run.len() >= TOKEN_DIGITS;
+        out.push_str(before);
+        out.push_str(if run.len() >= TOKEN_DIGITS { "***" } else { run });
+        rest = behind;
+    }
+    out.push_str(rest);
+    if found { Cow::Owned(out) } else { Cow::Borrowed(text) }
 }
 
 /// 256 bits in lower-case hex, as it stands in a URL.
@@ -176,6 +195,22 @@ mod tests {
             assert!(tokens.iter().skip(i + 1).all(|b| a.hash() != b.hash()));
         }
         assert_eq!(tokens[0].hash(), key.token("j", 1, TokenUse::Render).hash());
+    }
+
+    #[test]
+    fn tokens_in_texts_of_machines_are_masked() {
+        let token = TokenKey::new([7; 32]).token("j", 1, TokenUse::Render);
+        let token = token.expose();
+        for (text, shown) in [
+            (format!("url=http://h/a/{token}/preseed log_host=h"), "url=http://h/a/***/preseed log_host=h"),
+            (format!("http%3A%2F%2Fh%2Fa%2F{token}%2Fx"), "http%3A%2F%2Fh%2Fa%***%2Fx"),
+            (format!("{token}"), "***"),
+            (format!("ä{}ö", &token[..63]), &*format!("ä{}ö", &token[..63])),
+            ("deadbeef and nothing else".to_owned(), "deadbeef and nothing else"),
+            (String::new(), ""),
+        ] {
+            assert_eq!(masked(&text), shown);
+        }
     }
 
     #[test]

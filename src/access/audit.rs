@@ -166,6 +166,13 @@ pub fn problem(head: &Head, entries: &[AuditEntry]) -> Option<String> {
     None
 }
 
+/// What is missing of the entries with these numbers; `None`: nothing.
+pub fn missing(numbers: std::ops::Range<u64>, entries: &[AuditEntry]) -> Option<String> {
+    let wanted = usize::try_from(numbers.end.saturating_sub(numbers.start)).unwrap_or(usize::MAX);
+    let (first, last) = (numbers.start, numbers.end.saturating_sub(1));
+    (entries.len() < wanted).then(|| format!("of entries {first} to {last} only {} are there", entries.len()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

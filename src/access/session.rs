@@ -52,13 +52,11 @@ impl Transport {
         }
     }
 
-    /// A `Set-Cookie` header for this value; an empty one ends the session in the browser.
-    pub fn set_cookie(self, value: &Secret) -> Secret {
+    /// A `Set-Cookie` header for this value; an empty one ends the session in the browser. `https`: the browser came by
+    /// TLS, to us or to a proxy in front.
+    pub fn set_cookie(self, value: &Secret, https: bool) -> Secret {
         let (name, value) = (self.cookie(), value.expose());
-        let secure = match self {
-            Self::Tls => "; Secure",
-            Self::Plain => "",
-        };
+        let secure = if https { "; Secure" } else { "" };
         let age = if value.is_empty() { 0 } else { LASTS.as_secs() };
         Secret::new(format!("{name}={value}; Path=/; Max-Age={age}; HttpOnly; SameSite=Strict{secure}"))
     }
@@ -84,10 +82,15 @@ mod tests {
     fn cookie_is_kept_from_scripts_and_other_sites() {
         let value = Secret::new("abc".into());
         let plain = "bootflip=abc; Path=/; Max-Age=43200; HttpOnly; SameSite=Strict";
-        assert_eq!(Transport::Plain.set_cookie(&value).expose(), plain);
+        assert_eq!(Transport::Plain.set_cookie(&value, false).expose(), plain);
+        assert_eq!(
+            Transport::Plain.set_cookie(&value, true).expose(),
+            format!("{plain}; Secure"),
+            "behind a proxy"
+        );
         let tls = "__Host-bootflip=abc; Path=/; Max-Age=43200; HttpOnly; SameSite=Strict; Secure";
-        assert_eq!(Transport::Tls.set_cookie(&value).expose(), tls);
-        assert!(Transport::Tls.set_cookie(&Secret::new(String::new())).expose().contains("Max-Age=0"));
+        assert_eq!(Transport::Tls.set_cookie(&value, true).expose(), tls);
+        assert!(Transport::Tls.set_cookie(&Secret::new(String::new()), true).expose().contains("Max-Age=0"));
     }
 
     #[test]

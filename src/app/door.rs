@@ -9,6 +9,8 @@ use std::{
     time::Duration,
 };
 
+use tokio::sync::watch;
+
 use crate::{
     access::{
         Caller, Scope, Via,
@@ -17,7 +19,7 @@ use crate::{
         session::{self, SessionRecord},
         token::{self, TokenRecord},
     },
-    clock::Timestamp,
+    clock::{Clock, Timestamp},
     secret::{Secret, TokenHash},
     store::{
         StoreError,
@@ -33,7 +35,21 @@ pub const GROUP: &str = "bootflip";
 pub struct Door {
     accounts: Accounts,
     lockout: Mutex<Lockout>,
+    /// Counts what was taken back.
+    taken_back: watch::Sender<u64>,
 }
+
+/// What somebody showed to be let in.
+#[derive(Debug, Clone, Copy)]
+pub enum Shown {
+    /// A token's hash.
+    Token(TokenHash),
+    /// A cookie's hash.
+    Session(TokenHash),
+}
+
+/// How often what a stream's reader showed is looked at: tokens and sessions expire without anybody's doing.
+const LOOK_AGAIN: Duration = Duration::from_secs(15);
 
 /// Why nobody was let in.
 #[derive(Debug, thiserror::Error)]
@@ -93,7 +109,7 @@ fn caller(record: TokenRecord, via: Via) -> Caller {
 impl Door {
     /// The door of this store.
     pub fn new(accounts: Accounts) -> Self {
-        Self { accounts, lockout: Mutex::default() }
+        Self { accounts, lockout: Mutex::default(), taken_back: watch::channel(0).0 }
     }
 
     /// Tokens, sessions and the audit log as they are kept.
@@ -144,6 +160,24 @@ impl Door {
         Ok(record.map(|record| caller(record, Via::Session)))
     }
 
+    /// Returns once this is good no longer. While the database cannot say, it is good.
+    pub async fn until_over(&self, shown: Shown, clock: &dyn Clock) {
+        let mut taken_back = self.taken_back.subscribe();
+        loop {
+            let now = clock.now();
+            let is_good = match shown {
+                Shown::Token(hash) => {
+                    self.accounts.token(hash, now).await.map(|known| matches!(known, Known::Good(_)))
+                }
+                Shown::Session(hash) => self.accounts.session(hash, now).await.map(|found| found.is_some()),
+            };
+            if matches!(is_good, Ok(false)) {
+                return;
+            }
+            let _ = tokio::time::timeout(LOOK_AGAIN, taken_back.changed()).await; // either way: look
+        }
+    }
+
     /// A session for who shows this token: the cookie's value.
     ///
     /// # Errors
@@ -171,6 +205,7 @@ impl Door {
     pub async fn log_out(&self, cookie: &str, now: Timestamp) -> Result<(), StoreError> {
         if let Some(who) = self.by_session(cookie, now).await? {
             self.accounts.close_session(TokenHash::of(cookie)).await?;
+            self.taken_back.send_modify(|count| *count += 1);
             self.write_down(&[bare(who, Action::Logout, String::new())], now).await;
         }
         Ok(())
@@ -215,6 +250,7 @@ impl Door {
     /// The database.
     pub async fn revoke(&self, name: &str, by: &Caller, now: Timestamp) -> Result<bool, StoreError> {
         let Some(record) = self.accounts.revoke(name).await? else { return Ok(false) };
+        self.taken_back.send_modify(|count| *count += 1);
         tracing::info!(asked_by = by.label(), token = name, "token revoked");
         let before = format!("{}: {}", record.name, record.scope);
         let deed = Deed { before, ..bare(by.clone(), Action::TokenRevoke, "revoked".to_owned()) };

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::desk::Desk;
 use crate::{
     access::{
-        Caller,
+        Caller, Scope, Via,
         audit::{Action, Deed},
     },
     config::{
@@ -101,7 +101,12 @@ pub async fn at_hangups(desk: Arc<Desk>, stop: CancellationToken) {
     };
     while let Some(Some(())) = stop.run_until_cancelled(hangups.recv()).await {
         let asked = Arc::clone(&desk);
-        match tokio::task::spawn_blocking(move || reload(&asked, false)).await {
+        let read = tokio::task::spawn_blocking(move || reload(&asked, false)).await;
+        if let Ok(read) = &read {
+            let who = Caller { name: "SIGHUP".to_owned(), scope: Scope::Admin, via: Via::Socket };
+            desk.door.write_down(&[deed(&who, read)], desk.clock.now()).await;
+        }
+        match read {
             Ok(Ok(reloaded)) => {
                 tracing::info!(differences = reloaded.differences.len(), "configuration read again");
             }

@@ -152,13 +152,14 @@ async fn last(link: &Link, most: u32) -> Result<(Vec<AuditEntry>, Option<String>
 
 /// The whole log, checked here from its first entry on.
 async fn whole(link: &Link) -> Result<(Vec<AuditEntry>, Option<String>), Stop> {
-    let (mut entries, mut next) = (Vec::new(), Some(1));
+    let (mut entries, mut next, mut last) = (Vec::new(), Some(1), 0);
     while let Some(from) = next {
         let mut page: AuditPage = link.get(&format!("/api/v1/audit?limit=1000&from={from}")).await?;
         entries.append(&mut page.entries);
-        next = page.next;
+        (next, last) = (page.next, page.last);
     }
-    let problem = audit::problem(&Head::default(), &entries);
+    let problem =
+        audit::problem(&Head::default(), &entries).or_else(|| audit::missing(1..last + 1, &entries));
     Ok((entries, problem))
 }
 

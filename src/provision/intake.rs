@@ -9,6 +9,7 @@ use super::{
 use crate::{
     boot::sink::{Report, ReportAnswer},
     clock::Timestamp,
+    secret::masked,
 };
 
 /// Characters of a report's body that are kept with the stage.
@@ -41,6 +42,7 @@ pub fn judge(job: &Job, report: &Report, channel: Channel, now: Timestamp) -> (O
     if !sane || !right_path {
         return (None, ReportAnswer::Unknown);
     }
+    let report = &Report { body: without_tokens(&report.body), ..report.clone() };
     let (stage, document) = match report.stage.as_str() {
         READY => ready(job, report, now),
         stages::EVENT => match event(report, now) {
@@ -83,6 +85,14 @@ fn event(report: &Report, now: Timestamp) -> Option<StageMark> {
     let (stage, note) = stages::of_event(&report.body)?;
     let note = plain(&note).take(NOTE_CHARS).collect();
     Some(StageMark { name: stage.to_owned(), at: now, percent: None, note, log: String::new() })
+}
+
+/// A body as it may be kept: whoever may read jobs must not learn an attempt's tokens.
+fn without_tokens(body: &[u8]) -> Vec<u8> {
+    match std::str::from_utf8(body) {
+        Ok(text) => masked(text).into_owned().into_bytes(),
+        Err(_) => masked(&String::from_utf8_lossy(body)).into_owned().into_bytes(),
+    }
 }
 
 /// Text without what moves a terminal's cursor.

@@ -10,7 +10,7 @@ use std::{collections::HashMap, fmt::Write as _};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{clock::Timestamp, machine::MacAddr};
+use crate::{clock::Timestamp, machine::MacAddr, secret::masked};
 
 /// Characters of a message that are kept.
 pub const TEXT_LIMIT: usize = 1024;
@@ -71,7 +71,7 @@ pub fn parse(datagram: &[u8]) -> Option<Message> {
         Some(said) => said,
         None => without_time(rest).to_owned(),
     };
-    let said = harmless(said.trim());
+    let said = harmless(masked(said.trim()).as_ref());
     (!said.is_empty())
         .then(|| Message { severity: SEVERITIES.get(priority % 8).copied().unwrap_or("notice"), text: said })
 }

@@ -2,12 +2,17 @@
 
 use std::sync::Arc;
 
-use axum::{Json, extract::State, response::IntoResponse};
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
     input::{Body, Params, Segment},
+    once::NothingDone,
     page::{Order as Direction, Wanted, page},
     problem::{Problems, Refusal},
 };
@@ -18,7 +23,7 @@ use crate::{
     },
     app::{
         desk::{Desk, Operation},
-        orders::{Order, OrderAnswer, RenderOrder, ResolveOrder},
+        orders::{Order, OrderAnswer, Outcome, RenderOrder, ResolveOrder},
         views::JobView,
     },
     provision::{job::State as JobState, reason::Reason},
@@ -124,8 +129,14 @@ pub(super) async fn deploy(
     State(desk): At,
     caller: Caller,
     Body(order): Body<Order>,
-) -> Result<Json<OrderAnswer>, Refusal> {
-    Ok(Json(desk.deploy(&order, &caller).await?))
+) -> Result<Response, Refusal> {
+    let answer = desk.deploy(&order, &caller).await?;
+    let made = answer.vms.iter().any(|line| line.outcome != Outcome::Refused);
+    let mut response = Json(answer).into_response();
+    if !made {
+        response.extensions_mut().insert(NothingDone);
+    }
+    Ok(response)
 }
 
 /// Ends a job, and puts its VM back.

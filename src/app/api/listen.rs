@@ -1,11 +1,19 @@
 //! Accepts connections of the admin listeners and answers them. A shell.
 //!
-//! Invariants: a connection cannot wait for ever to say what it wants, nor for its handshake; each listener has its own
-//! [`CONNECTIONS`], so that who crowds the one keeps nobody out of the other. Nothing is shared with boot HTTP.
+//! Invariants: a connection cannot wait for ever to say what it wants, to take its answer, nor for its handshake; each
+//! listener has its own [`CONNECTIONS`], so that who crowds the one keeps nobody out of the other, and one address has
+//! [`OF_ONE_ADDRESS`] of them at most. Nothing is shared with boot HTTP.
 
-use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use axum::{Extension, Router};
+use axum::{Extension, Router, middleware};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -20,6 +28,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    patience::{body_in_time, impatient},
     socket::{self, Socket, SocketError},
     tls::{self, Acceptor, TlsError},
     who::Peer,
@@ -32,6 +41,9 @@ use crate::{
 
 /// Connections at the same time, of each listener.
 const CONNECTIONS: usize = 256;
+
+/// Of these, so many from one address; a proxy on this machine has all.
+const OF_ONE_ADDRESS: usize = 64;
 
 /// How long a request's head may take; so long a kept connection may be idle, too.
 const HEAD_TIME: Duration = Duration::from_secs(30);
@@ -153,6 +165,11 @@ trait Accept {
 
     async fn next(&self) -> io::Result<Self::Stream>;
 
+    /// The address that the connection counts for; `None`: it is not counted.
+    fn address(_: &Self::Stream) -> Option<IpAddr> {
+        None
+    }
+
     /// The work of one connection.
     fn connection(
         &self,
@@ -192,6 +209,10 @@ impl Accept for Remote {
         self.listener.accept().await
     }
 
+    fn address((_, from): &Self::Stream) -> Option<IpAddr> {
+        Some(from.ip().to_canonical()).filter(|address| !address.is_loopback())
+    }
+
     fn connection(
         &self,
         (stream, from): (TcpStream, SocketAddr),
@@ -213,7 +234,50 @@ impl Accept for Remote {
     }
 }
 
-async fn accept(listener: impl Accept, app: &Router, stop: &CancellationToken) {
+/// Connections of each address.
+#[derive(Debug, Clone, Default)]
+struct Crowd(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+impl Crowd {
+    fn change(&self, address: IpAddr, change: impl FnOnce(&mut usize) -> bool) -> bool {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = all.entry(address).or_default();
+        let done = change(count);
+        if *count == 0 {
+            all.remove(&address);
+        }
+        done
+    }
+
+    /// A place for one more; `None`: this address has its share.
+    fn enter(&self, address: IpAddr) -> Option<Entered> {
+        let fits = self.change(address, |count| {
+            let fits = *count < OF_ONE_ADDRESS;
+            *count += usize::from(fits);
+            fits
+        });
+        fits.then(|| Entered { crowd: self.clone(), address })
+    }
+}
+
+/// Leaves the crowd when dropped.
+#[derive(Debug)]
+struct Entered {
+    crowd: Crowd,
+    address: IpAddr,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.crowd.change(self.address, |count| {
+            *count = count.saturating_sub(1);
+            true
+        });
+    }
+}
+
+async fn accept<L: Accept>(listener: L, app: &Router, stop: &CancellationToken) {
+    let crowd = Crowd::default();
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
@@ -224,10 +288,15 @@ async fn accept(listener: impl Accept, app: &Router, stop: &CancellationToken) {
         };
         match accepted {
             Ok((stream, seat)) => {
+                let entered = match L::address(&stream).map(|address| crowd.enter(address)) {
+                    Some(None) => continue, // dropped: the address has its share
+                    Some(entered) => entered,
+                    None => None,
+                };
                 let connection = listener.connection(stream, app.clone(), stop.clone());
                 connections.spawn(async move {
                     connection.await;
-                    drop(seat);
+                    drop((seat, entered));
                 });
             }
             Err(error) => {
@@ -250,14 +319,14 @@ async fn seated<L: Accept>(
 /// Answers one connection.
 async fn answer<S>(stream: S, peer: Peer, app: Router, stop: CancellationToken)
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + Send + 'static,
 {
-    let app = app.layer(Extension(peer));
+    let app = app.layer(Extension(peer)).layer(middleware::map_request(body_in_time));
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIME)
         .max_buf_size(HEAD_LIMIT)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(app));
+        .serve_connection(TokioIo::new(impatient(stream)), TowerToHyperService::new(app));
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -268,5 +337,23 @@ where
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "an admin connection ended badly");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_has_its_share_and_keeps_nobody_else_out() {
+        let (crowd, one, other) =
+            (Crowd::default(), IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
+        let mut held: Vec<Entered> = (0..OF_ONE_ADDRESS).map(|_| crowd.enter(one).unwrap()).collect();
+        assert!(crowd.enter(one).is_none());
+        assert!(crowd.enter(other).is_some());
+        held.pop();
+        assert!(crowd.enter(one).is_some());
+        held.clear();
+        assert!(crowd.0.lock().unwrap().is_empty(), "nothing is remembered of who is gone");
     }
 }

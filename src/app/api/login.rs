@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     Extension, Form, Router,
-    extract::{State, rejection::FormRejection},
+    extract::{FromRequest, Request, State},
     http::{HeaderMap, HeaderValue, header},
     response::{IntoResponse, Redirect, Response},
     routing::post,
@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::{
     problem::{Kind, Refusal},
-    who::{Peer, cookie, own_origin},
+    who::{Peer, cookie, is_https, own_origin},
 };
 use crate::{
     access::session::Transport,
@@ -64,14 +64,15 @@ fn own_path(path: &str) -> bool {
 async fn log_in(
     State(desk): State<Arc<Desk>>,
     Extension(peer): Extension<Peer>,
-    headers: HeaderMap,
-    shown: Result<Form<Shown>, FormRejection>,
+    request: Request,
 ) -> Result<Response, Refusal> {
     let Peer::Remote(from, transport) = peer else {
         return Err(Refusal::new(Kind::InvalidRequest, "the unix socket knows who asks and needs no login"));
     };
     // Another site could log a browser in as somebody else, and watch what its user does there.
-    own_origin(&headers)?;
+    own_origin(request.headers(), transport)?;
+    let https = transport == Transport::Tls || is_https(request.headers());
+    let shown = Form::<Shown>::from_request(request, &desk).await;
     let Form(shown) = shown.map_err(|error| Refusal::new(Kind::InvalidRequest, error.body_text()))?;
     let next = shown.next.as_deref();
     let cookie = match desk.door.log_in(shown.token.trim(), from.ip(), desk.clock.now()).await {
@@ -84,7 +85,7 @@ async fn log_in(
         Err(error @ Refused::Store(_)) => return Err(error.into()),
     };
     let to = next.filter(|next| own_path(next)).unwrap_or("/");
-    Ok(with_cookie(Redirect::to(to).into_response(), transport, &cookie))
+    Ok(with_cookie(Redirect::to(to).into_response(), transport.set_cookie(&cookie, https)))
 }
 
 async fn log_out(
@@ -95,17 +96,18 @@ async fn log_out(
     let Peer::Remote(_, transport) = peer else {
         return Err(Refusal::new(Kind::InvalidRequest, "the unix socket has no sessions"));
     };
-    own_origin(&headers)?;
+    own_origin(&headers, transport)?;
     if let Some(cookie) = cookie(&headers, transport) {
         desk.door.log_out(cookie, desk.clock.now()).await?;
     }
     let nothing = Secret::new(String::new());
-    Ok(with_cookie(Redirect::to(&address(None, None)).into_response(), transport, &nothing))
+    let https = transport == Transport::Tls || is_https(&headers);
+    Ok(with_cookie(Redirect::to(&address(None, None)).into_response(), transport.set_cookie(&nothing, https)))
 }
 
-fn with_cookie(mut response: Response, transport: Transport, cookie: &Secret) -> Response {
+fn with_cookie(mut response: Response, cookie: Secret) -> Response {
     // Hex and fixed words: always a header's value.
-    if let Ok(mut value) = HeaderValue::from_str(transport.set_cookie(cookie).expose()) {
+    if let Ok(mut value) = HeaderValue::from_str(cookie.expose()) {
         value.set_sensitive(true);
         response.headers_mut().insert(header::SET_COOKIE, value);
     }

@@ -13,6 +13,7 @@ mod listen;
 mod login;
 mod once;
 mod page;
+mod patience;
 mod problem;
 mod socket;
 mod system;

@@ -78,12 +78,17 @@ struct Begun {
     at: Timestamp,
 }
 
+/// In an answer's extensions: it is none of a refusal, and nothing came of the request all the same.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct NothingDone;
+
 /// Keeps the answer where something was done; otherwise the request may be made again.
 async fn keep(desk: &Desk, begun: Begun, response: Response) -> Result<Response, Refusal> {
     let (parts, body) = response.into_parts();
     let body =
         to_bytes(body, usize::MAX).await.map_err(|error| Refusal::new(Kind::Internal, error.to_string()))?;
-    let done = parts.status.is_success().then(|| {
+    let was_done = parts.status.is_success() && parts.extensions.get::<NothingDone>().is_none();
+    let done = was_done.then(|| {
         let content_type = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         KeptAnswer {
             status: parts.status.as_u16(),

@@ -106,7 +106,8 @@ pub(super) async fn audit_log(
     // The chain begins with the entry before these.
     let before = if from > 1 { accounts.audit(from - 1, 1).await?.pop() } else { None };
     let head = before.map(|entry| entry.head()).unwrap_or_default();
-    let problem = audit::problem(&head, &entries);
-    let next = entries.last().map(|entry| entry.number + 1).filter(|next| *next <= last);
+    let until = from.saturating_add(u64::try_from(limit).unwrap_or(u64::MAX)).min(last.saturating_add(1));
+    let problem = audit::problem(&head, &entries).or_else(|| audit::missing(from..until, &entries));
+    let next = Some(until).filter(|next| *next <= last);
     Ok(Json(AuditPage { entries, last, next, problem }))
 }

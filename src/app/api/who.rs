@@ -7,16 +7,20 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
+    body::Body,
     extract::{FromRequestParts, Request, State},
     http::{HeaderMap, Method, header, request::Parts},
     middleware::Next,
     response::{IntoResponse, Redirect, Response},
 };
 
+use futures_util::StreamExt;
+
 use super::problem::{Kind, Refusal};
 use crate::{
     access::{Caller, Scope, origin::Origin, session::Transport, token},
-    app::desk::Desk,
+    app::{desk::Desk, door::Shown},
+    secret::TokenHash,
 };
 
 /// The other end of a connection; the listener puts it into every request.
@@ -36,10 +40,41 @@ pub(super) async fn identify(State(desk): State<Arc<Desk>>, request: Request, ne
             if let Some(caller) = caller {
                 parts.extensions.insert(caller);
             }
-            next.run(Request::from_parts(parts, body)).await
+            let shown = shown(&parts);
+            let response = next.run(Request::from_parts(parts, body)).await;
+            match shown.filter(|_| is_stream(&response)) {
+                Some(shown) => while_good(desk, shown, response),
+                None => response,
+            }
         }
         Err(refusal) => refusal.into_response(),
     }
+}
+
+/// What a request over TCP shows: the token's or the cookie's hash.
+fn shown(request: &Parts) -> Option<Shown> {
+    let Some(Peer::Remote(_, transport)) = request.extensions.get::<Peer>() else { return None };
+    if let Some(shown) = request.headers.get(header::AUTHORIZATION) {
+        return shown
+            .to_str()
+            .ok()
+            .and_then(token::of_header)
+            .map(|shown| Shown::Token(TokenHash::of(shown)));
+    }
+    cookie(&request.headers, *transport).map(|cookie| Shown::Session(TokenHash::of(cookie)))
+}
+
+fn is_stream(response: &Response) -> bool {
+    let kind = response.headers().get(header::CONTENT_TYPE);
+    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"))
+}
+
+/// A stream of events ends with what its reader showed: a revoked token watches no longer.
+fn while_good(desk: Arc<Desk>, shown: Shown, response: Response) -> Response {
+    response.map(|body| {
+        let over = async move { desk.door.until_over(shown, &*desk.clock).await };
+        Body::from_stream(body.into_data_stream().take_until(Box::pin(over)))
+    })
 }
 
 async fn caller(desk: &Desk, request: &Parts) -> Result<Option<Caller>, Refusal> {
@@ -61,7 +96,7 @@ async fn caller(desk: &Desk, request: &Parts) -> Result<Option<Caller>, Refusal>
     }
     let Some(cookie) = cookie(headers, transport) else { return Ok(None) };
     if !is_safe(&request.method) {
-        own_origin(headers)?;
+        own_origin(headers, transport)?;
     }
     Ok(desk.door.by_session(cookie, now).await?)
 }
@@ -72,12 +107,19 @@ pub(super) fn cookie(headers: &HeaderMap, transport: Transport) -> Option<&str> 
     values.find_map(|value| transport.of_header(value))
 }
 
-/// Whether our own page made this request.
-pub(super) fn own_origin(headers: &HeaderMap) -> Result<(), Refusal> {
+/// Whether the page that made this request came by TLS, to us or to a proxy in front.
+pub(super) fn is_https(headers: &HeaderMap) -> bool {
+    let origin = headers.get(header::ORIGIN).and_then(|value| value.to_str().ok());
+    origin.is_some_and(|origin| origin.starts_with("https://"))
+}
+
+/// Whether our own page made this request. A page by plain HTTP is never one of a listener with TLS.
+pub(super) fn own_origin(headers: &HeaderMap, transport: Transport) -> Result<(), Refusal> {
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let origin =
         Origin { host: header("host"), origin: header("origin"), fetch_site: header("sec-fetch-site") };
-    if origin.is_own() {
+    let by_tls = transport == Transport::Plain || origin.origin.is_none() || is_https(headers);
+    if by_tls && origin.is_own() {
         return Ok(());
     }
     let detail = "requests of a browser that change something must come from bootflip's own pages";

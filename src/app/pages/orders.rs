@@ -43,7 +43,8 @@ struct Asked {
 }
 
 impl Asked {
-    fn of(fields: Vec<(String, String)>) -> Self {
+    /// What a form asks for, or why that cannot be read: nothing is guessed.
+    fn of(fields: Vec<(String, String)>) -> Result<Self, String> {
         let mut asked = Self {
             action: Action::Install,
             vms: Vec::new(),
@@ -53,7 +54,7 @@ impl Asked {
             max_parallel: None,
             confirm: None,
         };
-        let mut seen = BTreeSet::new();
+        let (mut seen, mut chosen) = (BTreeSet::new(), false);
         for (name, value) in fields {
             match name.as_str() {
                 "vm" if seen.insert(value.clone()) => asked.vms.push(value),
@@ -61,18 +62,24 @@ impl Asked {
                     asked.action = match value.as_str() {
                         "cancel" => Action::Cancel,
                         "retry" => Action::Retry,
-                        _ => Action::Install,
-                    }
+                        "install" => Action::Install,
+                        _ => return Err("The form asks for something that is not known here.".to_owned()),
+                    };
+                    chosen = true;
                 }
                 "profile" => asked.profile = value,
                 "reinstall" => asked.reinstall = true,
                 "stay_hvm" => asked.stay_hvm = true,
-                "max_parallel" => asked.max_parallel = value.parse().ok(),
+                "max_parallel" if value.trim().is_empty() => {}
+                "max_parallel" => match value.trim().parse() {
+                    Ok(number) => asked.max_parallel = Some(number),
+                    Err(_) => return Err(format!("At most so many at a time: {value:?} is no number.")),
+                },
                 "confirm" => asked.confirm = value.trim().parse().ok(),
                 _ => {}
             }
         }
-        asked
+        if chosen { Ok(asked) } else { Err("The form does not say what is to be done.".to_owned()) }
     }
 
     fn order(&self, vms: Vec<String>, planned: bool) -> Order {
@@ -108,7 +115,10 @@ pub(super) async fn plan(
     Axum(desk): Axum<Arc<Desk>>,
     Form(fields): Form<Vec<(String, String)>>,
 ) -> Response {
-    let asked = Asked::of(fields);
+    let asked = match Asked::of(fields) {
+        Ok(asked) => asked,
+        Err(problem) => return viewer.refused("Nothing was planned", &problem),
+    };
     if asked.vms.is_empty() {
         return viewer.refused("No VM was selected", "Tick VMs on the fleet page first.");
     }
@@ -217,7 +227,10 @@ pub(super) async fn order(
     Axum(desk): Axum<Arc<Desk>>,
     Form(fields): Form<Vec<(String, String)>>,
 ) -> Response {
-    let asked = Asked::of(fields);
+    let asked = match Asked::of(fields) {
+        Ok(asked) => asked,
+        Err(problem) => return viewer.refused("Nothing was done", &problem),
+    };
     let number = asked.vms.len();
     // Several at once are confirmed by their number, as on a terminal.
     if number == 0 || (number > 1 && asked.confirm != Some(number)) {
@@ -287,14 +300,24 @@ mod tests {
             ("profile", "mini"),
             ("reinstall", "on"),
             ("confirm", " 2 "),
-            ("max_parallel", "x"),
+            ("action", "install"),
+            ("max_parallel", ""),
             ("other", "y"),
         ];
-        let asked = Asked::of(fields.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
+        let read = |fields: &[(&str, &str)]| {
+            Asked::of(fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())
+        };
+        let asked = read(&fields).unwrap();
         assert_eq!((asked.vms.len(), asked.confirm, asked.max_parallel), (2, Some(2), None));
         let order = asked.order(asked.vms.clone(), true);
         assert_eq!(order.selectors, ["uuid=a", "uuid=b"]);
         assert!(order.reinstall && order.planned && !order.stay_hvm);
-        assert_eq!(Asked::of(Vec::new()).order(Vec::new(), false).profile, None);
+        let bare = read(&[("action", "install")]).unwrap();
+        assert_eq!(bare.order(Vec::new(), false).profile, None);
+        for guess in
+            [&[("vm", "a")][..], &[("action", "bogus")], &[("action", "install"), ("max_parallel", "x")]]
+        {
+            assert!(read(guess).is_err(), "{guess:?}");
+        }
     }
 }

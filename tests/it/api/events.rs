@@ -95,3 +95,32 @@ async fn open_streams_do_not_hold_up_the_end_of_the_server() {
     assert!(!rig.site.log().contains("stopped in the middle"), "{}", rig.site.log());
     drop(open);
 }
+
+#[tokio::test]
+async fn stream_ends_with_the_token_that_opened_it() {
+    let rig = Rig::new(&[]).await;
+    for path in ["/api/v1/events", "/events/fleet", "/events/all"] {
+        let token = rig.token("gone", "read").await;
+        let open = rig.request(Method::GET, path).bearer_auth(&token).send().await.unwrap();
+        assert_eq!(open.headers()["content-type"], "text/event-stream", "{path}");
+        rig.site.run(&["token", "revoke", "gone"]).await.ended(0);
+        let mut stream = open.bytes_stream();
+        let end = async { while stream.next().await.is_some_and(|piece| piece.is_ok()) {} };
+        timeout(LONG, end).await.unwrap_or_else(|_| panic!("{path} goes on"));
+    }
+}
+
+#[tokio::test]
+async fn stream_ends_with_its_session() {
+    let rig = Rig::new(&[]).await;
+    let token = rig.token("person", "read").await;
+    let cookie = super::browser::log_in(&rig, &token).await;
+    let open = rig.request(Method::GET, "/events/all").header("cookie", &cookie).send().await.unwrap();
+    assert_eq!(open.headers()["content-type"], "text/event-stream");
+    let out =
+        rig.request(Method::POST, "/logout").header("cookie", &cookie).header("origin", rig.url.as_str());
+    assert!(out.send().await.unwrap().status().is_redirection());
+    let mut stream = open.bytes_stream();
+    let end = async { while stream.next().await.is_some_and(|piece| piece.is_ok()) {} };
+    timeout(LONG, end).await.expect("it ends with the session");
+}

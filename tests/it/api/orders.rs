@@ -212,6 +212,45 @@ async fn audit_log_says_who_did_what_to_which_vm_and_shows_what_was_changed() {
     rig.site.run(&["audit", "--all"]).await.ended(1).says("is not as it was written");
 }
 
+/// In the middle, and whole pages of it.
+#[tokio::test]
+async fn audit_log_shows_what_was_taken_out() {
+    use bootflip::store::{Batch, Store, sqlite::SqliteStore};
+    let mut rig = Rig::new(&[]).await;
+    for number in 0..4 {
+        rig.token(&format!("t{number}"), "read").await;
+    }
+    rig.site.run(&["audit", "--all"]).await.ended(0);
+    rig.site.terminate().await;
+    let database = rig.site.path("state").join(bootflip::app::DATABASE);
+    let remove = async |numbers: std::ops::RangeInclusive<u32>| {
+        let store = SqliteStore::open(&database).unwrap();
+        let batch = numbers.fold(Batch::new(), |batch, number| batch.delete(format!("audit/{number:020}")));
+        store.commit(batch).await.unwrap();
+    };
+    remove(3..=4).await;
+    rig.site.serve().await;
+    rig.site.run(&["audit", "--all"]).await.ended(1).says("audit log was changed");
+    rig.site.run(&["audit", "--last", "2"]).await.ended(1).says("of entries 3 to 4 only 0 are there");
+    rig.site.terminate().await;
+    remove(1..=2).await;
+    rig.site.serve().await;
+    rig.site.run(&["audit", "--all"]).await.ended(1).says("of entries 1 to 4 only 0 are there");
+}
+
+/// A name that is a VM only a moment later: the same key may be used again.
+#[tokio::test]
+async fn order_that_made_nothing_is_not_kept_under_its_key() {
+    let rig = Rig::new(&[]).await;
+    let token = rig.token("ops", "operate").await;
+    for _ in 0..2 {
+        let request = rig.request(Method::POST, "/api/v1/jobs").bearer_auth(&token);
+        let answer = request.header("idempotency-key", "k1").json(&order(&["nobody"])).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        assert_eq!(answer.headers().get("idempotent-replayed"), None);
+    }
+}
+
 /// Changes who did it, in the database itself.
 async fn forge(database: &std::path::Path, entry: &Value) {
     use bootflip::store::{Batch, Store, sqlite::SqliteStore};
