@@ -5,9 +5,8 @@
 use std::{
     net::IpAddr,
     sync::atomic::{AtomicU64, Ordering},
+    time::Instant,
 };
-
-use tokio::time::Instant;
 
 use super::sink::Protocol;
 use crate::machine::MacAddr;

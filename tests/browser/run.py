@@ -72,12 +72,15 @@ class Watch:
     def __init__(self, context, name):
         self.page = context.new_page()
         self.name = name
+        self.may_lose_stream = False
         self.page.on("pageerror", lambda error: wrong.append(f"{name}: script error {error}"))
         self.page.on("console", self.console)
         self.page.on("dialog", self.dialog)
 
     def console(self, message):
         # The server's own refusals are told by the browser too.
+        if self.may_lose_stream and message.text == "[object Event]":
+            return  # htmx tells of the stream's end
         if message.type in ("error", "warning") and "the server responded with a status of 4" not in message.text:
             wrong.append(f"{self.name}: console says {message.text}")
             print("WRONG", wrong[-1], flush=True)
@@ -206,8 +209,13 @@ def look_on(browser, token):
     check(page.locator("input[name=vm]").count() == 0, "reader: there is nothing to select")
     status = page.evaluate("fetch('/plan', {method: 'POST', body: new URLSearchParams({vm: 'x'})}).then(a => a.status)")
     check(status == 403, f"reader: a plan is refused ({status})")
+    other = Watch(context, "reader's other page")
+    other.page.goto(BASE + "/")
+    watch.may_lose_stream = other.may_lose_stream = True
     page.click("button:text('Log out')")
     page.wait_for_selector("#token")
+    other.page.wait_for_selector("#token")
+    check("/login" in other.page.url, "reader: another open page of the session ends with it")
     page.goto(BASE + "/")
     check("/login" in page.url, "reader: logged out")
     context.close()

@@ -3,8 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
-use bootflip::{cli::Cli, provision::reason::Reason};
+use bootflip::{cli::Cli, provision::reason::Reason, sim::pool::VmSpec};
 use clap::{CommandFactory, error::ErrorKind};
+use sha2::Digest;
+
+use crate::common::site::{Plan, Site, vm};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -131,4 +134,128 @@ fn configuration_of_the_readme_is_a_whole_one() {
     crate::common::site::write_secret(&folder.path().join("credentials/main"), "secret");
     let config = bootflip::config::load(&path).unwrap_or_else(|problems| panic!("{problems}"));
     assert!(config.pools.contains_key("main") && config.profiles.contains_key("debian"));
+}
+
+/// Profiles and variables that the pages' examples name.
+const EXAMPLES: &str = r#"
+[profile.ubuntu]
+kernel = "mini/vmlinuz"
+initrd = "mini/initrd"
+args = "bootflip.answer={{ answer_url }}"
+answer = "mini.j2"
+[profile.debian]
+kernel = "mini/vmlinuz"
+initrd = "mini/initrd"
+args = "bootflip.answer={{ answer_url }}"
+answer = "mini.j2"
+[profile.web]
+kernel = "mini/vmlinuz"
+initrd = "mini/initrd"
+args = "bootflip.answer={{ answer_url }}"
+answer = "mini.j2"
+[profile.ubuntu-preseed]
+kernel = "mini/vmlinuz"
+initrd = "mini/initrd"
+args = "bootflip.answer={{ answer_url }}"
+answer = "mini.j2"
+[machine.web1]
+profile = "debian"
+"#;
+
+/// How commands begin that can run at a desk. Others want another host, the internet, root, or a machine that waits.
+const AT_A_DESK: [&str; 31] = [
+    "audit",
+    "check",
+    "completions",
+    "deploy VM --profile P --plan",
+    "deploy web1 --profile debian --reinstall --plan",
+    "deploy web1 --profile debian --reinstall --wait",
+    "deploy web1 --profile ubuntu-preseed --plan",
+    "dhcp snippet",
+    "doctor-guest",
+    "image list",
+    "image verify",
+    "image gc",
+    "jobs list",
+    "jobs log",
+    "jobs show",
+    "loaders list",
+    "loaders verify",
+    "man DIR",
+    "reload",
+    "render ",
+    "restore --all",
+    "restore VM",
+    "store ",
+    "template lint",
+    "template list",
+    "template show",
+    "token add",
+    "token list",
+    "token revoke alice",
+    "vm list",
+    "vm show",
+];
+
+/// As the pages have them, in the pages' order, against a server and a pool with one VM.
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_of_the_pages_that_can_run_at_a_desk_run() {
+    let spec = VmSpec { tags: vec!["web".to_owned()], ..vm("web1", 1) };
+    let mut site = Site::new(Plan { more: EXAMPLES.to_owned(), ..Plan::of(vec![spec]) });
+    let sums: String = ["mini/vmlinuz", "mini/initrd", "undionly.kpxe"]
+        .iter()
+        .map(|name| {
+            let bytes = std::fs::read(site.path("root").join(name)).unwrap();
+            format!("{}  {name}\n", bootflip::secret::hex(&sha2::Sha256::digest(bytes)))
+        })
+        .collect();
+    std::fs::write(site.path("root/SHA256SUMS"), sums).unwrap();
+    site.serve().await;
+    site.until_known(1).await;
+    site.run(&["deploy", "web1", "-p", "debian", "--reinstall", "--yes", "--wait"]).await.ended(0);
+    let folder = site.path("examples").display().to_string();
+    std::fs::create_dir(&folder).unwrap();
+    let mut ran = std::collections::BTreeSet::new();
+    let mut wrong = Vec::new();
+    for page in pages() {
+        for command in commands(&std::fs::read_to_string(&page).unwrap()) {
+            let known = AT_A_DESK.iter().any(|begin| command.starts_with(begin));
+            let Some(words) = words(&command).filter(|_| known && !command.contains("--create")) else {
+                continue;
+            };
+            let words: Vec<String> = words
+                .into_iter()
+                .map(|word| match word.as_str() {
+                    "VM" | "web-1" | "JOB" => "web1".to_owned(),
+                    "P" => "debian".to_owned(),
+                    "NAME" => "named".to_owned(),
+                    "DIR" => folder.clone(),
+                    _ => word.replace("/var/backups", &folder),
+                })
+                .collect();
+            let needs_more = is_name(&words) && words.len() > 1 && ["show", "log"].contains(&&*words[1]);
+            let needs_more = needs_more || words == ["render", "script"];
+            if needs_more || words.contains(&"my/*.j2".to_owned()) || !ran.insert(words.clone()) {
+                continue;
+            }
+            let arguments: Vec<&str> =
+                words.iter().map(String::as_str).chain((words[0] == "deploy").then_some("--yes")).collect();
+            // Shown where one fails, or never ends.
+            println!("bootflip {}", arguments.join(" "));
+            let came = site.run(&arguments).await;
+            // The VM has run: a plan without --reinstall refuses it, with the reason.
+            let refused = words.contains(&"--plan".to_owned()) && came.code == Some(3);
+            if came.code != Some(0) && !refused {
+                wrong.push(format!(
+                    "{}: bootflip {command}: {:?}: {}{}",
+                    page.display(),
+                    came.code,
+                    came.said,
+                    came.out
+                ));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+    assert!(ran.len() >= 35, "only {} commands ran: {ran:?}", ran.len());
 }

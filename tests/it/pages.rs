@@ -224,10 +224,20 @@ async fn transfers_are_seen_while_they_go_on() {
 
     let shown = until(&site, "/transfers", "Now: 2").await;
     shown.has(&["mini&#x2f;initrd", ">http<", ">tftp<", "1073 MB", "every 2s", ">stuck</a>"]);
-    let listed = get(&site, &format!("/api/v1/transfers?job={id}")).await;
-    let listed: serde_json::Value = serde_json::from_str(&listed.body).unwrap();
-    let running = listed["running"].as_array().unwrap();
-    assert_eq!(running.len(), 2, "{listed}");
+    // What has arrived is counted a moment later.
+    let path = format!("/api/v1/transfers?job={id}");
+    let counted = async {
+        loop {
+            let listed: serde_json::Value = serde_json::from_str(&get(&site, &path).await.body).unwrap();
+            let running = listed["running"].as_array().unwrap().clone();
+            if running.iter().all(|transfer| transfer["bytes"] != 0) {
+                return running;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let running = timeout(LONG, counted).await.expect("bytes are counted");
+    assert_eq!(running.len(), 2, "{running:?}");
     for transfer in running {
         let bytes = transfer["bytes"].as_u64().unwrap();
         assert!((1..1 << 30).contains(&bytes) && transfer["length"] == 1 << 30, "{transfer}");

@@ -257,7 +257,7 @@ impl Routes {
     fn begin(&self, answered: &Answered, path: &str, (peer, at): (IpAddr, Instant)) -> Option<Arc<Going>> {
         let Content::Part(part) = &answered.content else { return None };
         let whose = (answered.mac?, peer);
-        let going = Arc::new(Going::new(Protocol::Http, whose, path.to_owned(), part.length, at));
+        let going = Arc::new(Going::new(Protocol::Http, whose, path.to_owned(), part.length, at.into_std()));
         self.sink.going(&going);
         Some(going)
     }

@@ -142,7 +142,7 @@ impl Shelf {
     fn begin(&self, file: Arc<OpenFile>, mac: Option<MacAddr>, path: &RelativePath, peer: IpAddr) -> Content {
         let going = mac.map(|mac| {
             let (name, length) = (path.as_str().to_owned(), file.identity.length);
-            let going = Going::new(Protocol::Tftp, (mac, peer), name, length, Instant::now());
+            let going = Going::new(Protocol::Tftp, (mac, peer), name, length, Instant::now().into_std());
             let going = Arc::new(going);
             self.shared.sink.going(&going);
             going

@@ -68,7 +68,13 @@
     told.hidden = yes;
   }
   document.addEventListener("htmx:sseOpen", function () { connected(true); });
-  document.addEventListener("htmx:sseError", function () { connected(false); });
+  // The server is away, or the session is over: that ends the stream, and the login page is where to go.
+  document.addEventListener("htmx:sseError", function () {
+    connected(false);
+    fetch(window.location.href, { method: "HEAD" }).then(function (answer) {
+      if (answer.status === 401) window.location.assign("/login");
+    }, function () { /* away */ });
+  });
   document.addEventListener("htmx:afterSwap", count);
   // The session has ended: the login page, not its text in the middle of this one.
   document.addEventListener("htmx:beforeSwap", function (event) {
