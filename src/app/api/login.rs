@@ -16,7 +16,6 @@ use super::{
     who::{Peer, cookie, is_https, own_origin},
 };
 use crate::{
-    access::session::Transport,
     app::{desk::Desk, door::Refused},
     secret::Secret,
 };
@@ -71,7 +70,7 @@ async fn log_in(
     };
     // Another site could log a browser in as somebody else, and watch what its user does there.
     own_origin(request.headers(), transport)?;
-    let https = transport == Transport::Tls || is_https(request.headers());
+    let https = is_https(request.headers(), transport);
     let shown = Form::<Shown>::from_request(request, &desk).await;
     let Form(shown) = shown.map_err(|error| Refusal::new(Kind::InvalidRequest, error.body_text()))?;
     let next = shown.next.as_deref();
@@ -101,7 +100,7 @@ async fn log_out(
         desk.door.log_out(cookie, desk.clock.now()).await?;
     }
     let nothing = Secret::new(String::new());
-    let https = transport == Transport::Tls || is_https(&headers);
+    let https = is_https(&headers, transport);
     Ok(with_cookie(Redirect::to(&address(None, None)).into_response(), transport.set_cookie(&nothing, https)))
 }
 

@@ -107,10 +107,10 @@ pub(super) fn cookie(headers: &HeaderMap, transport: Transport) -> Option<&str> 
     values.find_map(|value| transport.of_header(value))
 }
 
-/// Whether the page that made this request came by TLS, to us or to a proxy in front.
-pub(super) fn is_https(headers: &HeaderMap) -> bool {
-    let origin = headers.get(header::ORIGIN).and_then(|value| value.to_str().ok());
-    origin.is_some_and(|origin| origin.starts_with("https://"))
+/// Whether the browser came by TLS, to us or to a proxy in front.
+pub(super) fn is_https(headers: &HeaderMap, transport: Transport) -> bool {
+    transport == Transport::Tls
+        || headers.get(header::ORIGIN).is_some_and(|origin| origin.as_bytes().starts_with(b"https://"))
 }
 
 /// Whether our own page made this request. A page by plain HTTP is never one of a listener with TLS.
@@ -118,8 +118,8 @@ pub(super) fn own_origin(headers: &HeaderMap, transport: Transport) -> Result<()
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let origin =
         Origin { host: header("host"), origin: header("origin"), fetch_site: header("sec-fetch-site") };
-    let by_tls = transport == Transport::Plain || origin.origin.is_none() || is_https(headers);
-    if by_tls && origin.is_own() {
+    let fits = |origin: &str| transport == Transport::Plain || origin.starts_with("https://");
+    if origin.origin.is_none_or(fits) && origin.is_own() {
         return Ok(());
     }
     let detail = "requests of a browser that change something must come from bootflip's own pages";
